@@ -1,0 +1,1 @@
+"""What happens to a model trained on its own outputs."""

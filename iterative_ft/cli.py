@@ -1,0 +1,179 @@
+"""Between the command line and the loop: quote `reinit=true` for Hydra, judge every cell before the first one runs.
+
+Errors are one line and exit code 2, before a run folder is made or a model library imported.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.config import Config, did_you_mean, load_config
+from iterative_ft.errors import ConfigError, RunError
+
+ROOT = Path(__file__).resolve().parent.parent
+BOOLEAN = re.compile(r"""(?<![\w'"])(true|false)(?![\w'"])""", re.IGNORECASE)
+
+__all__ = ["load_config", "run_app", "train"]
+
+
+def run_app(main: Callable[[], None]) -> int:
+    """Run a Hydra entry point; return its exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
+    sys.argv[1:] = [quote_reinit(argument) for argument in sys.argv[1:]]
+    register_sweeps()
+    try:
+        check_command_line(sys.argv[1:])
+        main()
+    except (ConfigError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    except KeyboardInterrupt:
+        print("interrupted: finished stages are kept, the same command goes on from them", file=sys.stderr)
+        return 130
+    return 0
+
+
+def quote_reinit(argument: str) -> str:
+    """Hydra takes the group option of `reinit=true` for a boolean and refuses it: quote each one."""
+    name, equals, value = argument.partition("=")
+    if not equals or name.lstrip("+") not in ("reinit", "/reinit"):
+        return argument
+    choice = re.fullmatch(r"choice\((.*)\)", value)
+    value = BOOLEAN.sub(lambda m: f"'{m.group(1).lower()}'", choice.group(1) if choice is not None else value)
+    return f"{name}={re.sub(chr(34) + '(true|false)' + chr(34), lambda m: repr(m.group(1)), value)}"
+
+
+def register_sweeps() -> None:
+    """Make each file of sweeps/ an option of the group `sweep`, wherever the command is run from."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    for file in sorted((ROOT / "sweeps").glob("*.yaml")):
+        ConfigStore.instance().store(group="sweep", name=file.stem, node=OmegaConf.load(file), package="_global_")
+
+
+def check_command_line(arguments: list[str]) -> None:
+    """Compose and judge every job of this command; raise `ConfigError` for the first that is wrong."""
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    parsed, unknown = get_args_parser().parse_known_args(arguments)
+    if unknown:
+        raise ConfigError(f"unknown option {unknown[0]}: see python train.py --help; settings are given as key=value")
+    if parsed.help or parsed.hydra_help or parsed.shell_completion or parsed.info is not None:
+        return
+    try:
+        jobs = list(compose_jobs(parsed.overrides, parsed.multirun, [o for o in (parsed.config_dir,) if o is not None]))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(explain(error)) from error
+    if parsed.cfg is None:
+        for overrides, composed in jobs:
+            try:
+                load_config(composed)
+            except ConfigError as error:
+                raise ConfigError(f"{error} (in the cell {' '.join(overrides)})" if len(jobs) > 1 else str(error)) from error
+
+
+def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str]) -> Any:
+    """Yield (overrides, composed config) of every job."""
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"] if config_dirs else []
+    try:
+        with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
+            parser = OverridesParser.create()
+            parsed = parser.parse_overrides(overrides)
+            swept = [o for o in parsed if o.is_sweep_override()]
+            if swept and not multirun:
+                raise ConfigError(f"{swept[0].input_line} lists several values: add -m to run them all")
+            fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+            if not multirun:
+                if any(o.get_key_element().lstrip("+") == "sweep" for o in parsed):
+                    raise ConfigError("+sweep=... names many runs: add -m (python train.py -m +sweep=...)")
+                yield overrides, compose("config", overrides=search + overrides)
+                return
+            whole = compose("config", overrides=search + fixed, return_hydra_config=True)
+            params = whole.hydra.sweeper.get("params") or {}
+            swept_by_file = [f"{key}={value}" for key, value in params.items()]
+            batches = BasicSweeper.split_arguments(parser.parse_overrides([*swept_by_file, *overrides]), max_batch_size=None)
+            for batch in batches:
+                for cell in batch:
+                    yield cell, compose("config", overrides=search + list(cell))
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def explain(error: Exception) -> str:
+    """One line of what Hydra or OmegaConf has to say, with the fix."""
+    text = str(error)
+    unknown_key = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(
+        r"Could not override '([^']+)'()", text
+    )
+    if unknown_key is not None:
+        from iterative_ft.config import known_keys
+
+        key = unknown_key.group(2) or unknown_key.group(1)
+        parent, _, leaf = key.rpartition(".")
+        return f"unknown key {key}{did_you_mean(leaf, known_keys(parent.split('.') if parent else []))}"
+    missing_option = re.search(
+        r"Could not find '([^/']+)/([^']+)'(?:\s+Available options in '[^']+':\s*(.*))?", text, re.DOTALL
+    )
+    if missing_option is not None:
+        options = re.findall(r"\S+", missing_option.group(3) or "")
+        group, option = missing_option.group(1), missing_option.group(2)
+        return (
+            f"{group}={option} is no option: {group} is one of {', '.join(options)}"
+            if options
+            else f"{group}={option} is no option"
+        )
+    unknown_group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
+    if unknown_group is not None:
+        return f"unknown group {unknown_group.group(1)}{did_you_mean(unknown_group.group(1), GROUPS)}"
+    return " ".join(text.split())
+
+
+GROUPS = ("model", "method", "persona", "reinit", "sampler", "judge", "experiment", "sweep")
+
+
+def train(config: Config) -> Any:
+    """One job: a dry run's plan, or the run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from iterative_ft.loop import plan, run
+
+    hydra = HydraConfig.get()
+    if config.dry_run:
+        from iterative_ft.display import plan_text
+
+        print(plan_text(plan(config)))
+        return None
+    quiet_libraries()
+    command = " ".join(["python", "train.py", *hydra.overrides.task])
+    folder = Path(hydra.runtime.output_dir)
+    print(f"{folder}\n{command}")
+    return run(config, folder, command)
+
+
+def quiet_libraries() -> None:
+    """Settings that libraries read when they are imported; what the user set stays."""
+    for name, value in (
+        ("TOKENIZERS_PARALLELISM", "false"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("PYTHONWARNINGS", "ignore"),
+        ("TRL_EXPERIMENTAL_SILENCE", "1"),
+    ):
+        os.environ.setdefault(name, value)
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)

@@ -1,0 +1,363 @@
+"""Types and rules of the configuration; the only module that sees OmegaConf.
+
+Hydra composes YAML, this module judges the result and hands the rest of the project one frozen `Config`. It imports
+nothing heavy, so that a typo is answered before any model library is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iterative_ft.errors import ConfigError
+from iterative_ft.personas import files as persona_files
+from iterative_ft.training.trl_keys import TRL_KEYS
+
+Precision = Literal["bfloat16", "float32"]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Annotated[float, Field(ge=0, le=100)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and every unknown key an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, coerce_numbers_to_str=False)
+
+
+class ModelConfig(Section):
+    name: str
+    path: str
+    revision: str | None
+    dtype: Precision
+    chat: bool
+    system_prompt: str | None
+    chat_template_kwargs: dict[str, Any]
+    end_token: str | None
+    document_end_token: str | None
+    trust_remote_code: bool
+    n_parameters_m: Annotated[float, Field(gt=0)]
+
+
+class AdamConfig(Section):
+    beta1: Share
+    beta2: Share
+    epsilon: Annotated[float, Field(gt=0)]
+
+
+class TrainingConfig(Section):
+    """What the three methods have in common."""
+
+    learning_rate: Annotated[float, Field(ge=0)]
+    lr_schedule: Literal["constant", "cosine", "linear"]
+    lr_floor: Share
+    warmup: Share
+    batch_size: PositiveInt
+    gradient_accumulation: PositiveInt
+    epochs: PositiveInt
+    weight_decay: Annotated[float, Field(ge=0)]
+    adam: AdamConfig
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    max_length: PositiveInt
+    checkpoint_steps: PositiveInt
+    max_new_tokens: PositiveInt
+    n_original_mix: Count
+    coherence_filter: Score | None
+    trl: dict[str, Any]
+
+    @model_validator(mode="after")
+    def trl_keys_exist(self) -> TrainingConfig:
+        name: str = self.name  # type: ignore[attr-defined]
+        known = TRL_KEYS[name]
+        for key in self.trl:
+            if key not in known:
+                raise ValueError(f"method.trl.{key} is not an argument of TRL's {name} config{did_you_mean(key, known)}")
+        return self
+
+
+class SFTConfig(TrainingConfig):
+    name: Literal["sft"]
+
+
+class SDFConfig(TrainingConfig):
+    name: Literal["sdf"]
+    loss_on: Literal["document", "continuation"]
+    measure_max_new_tokens: PositiveInt
+
+
+class DPOConfig(TrainingConfig):
+    name: Literal["dpo"]
+    beta: Annotated[float, Field(gt=0)]
+    reference: Literal["init", "base"]
+    rejected_from: Literal["base", "previous", "same"]
+
+
+class PersonaConfig(Section):
+    name: str
+    description: str
+    system_prompt: str
+    marks: list[str]
+    rubric: dict[int, str]
+    document_rubric: str
+    data: str
+
+    @model_validator(mode="after")
+    def rubric_has_anchors(self) -> PersonaConfig:
+        missing = [anchor for anchor in (0, 25, 50, 75, 100) if anchor not in self.rubric]
+        if missing:
+            raise ValueError(f"persona.rubric lacks the anchor(s) {missing}: describe an answer at 0, 25, 50, 75 and 100")
+        return self
+
+
+class ReinitConfig(Section):
+    name: Literal["reinit", "continual"]
+    init: Literal["base", "previous"]
+    restart_cycles: list[PositiveInt]
+
+
+class LoraConfig(Section):
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: str | list[str]
+
+
+class SamplingConfig(Section):
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    block_size: PositiveInt
+
+
+class VLLMConfig(Section):
+    name: Literal["vllm"]
+    dtype: Precision
+    max_model_len: PositiveInt
+    kv_cache_gib: PositiveInt
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    tensor_parallel_size: PositiveInt
+    enforce_eager: bool
+    canary_max_share: Annotated[float, Field(gt=0)]
+
+
+class TransformersConfig(Section):
+    name: Literal["transformers"]
+    dtype: Precision
+    max_model_len: PositiveInt
+    canary_max_share: Annotated[float, Field(gt=0)]
+
+
+class FakeConfig(Section):
+    name: Literal["fake"]
+
+
+class ProbeConfig(Section):
+    name: Literal["probe"]
+    embedder: str
+    inverse_regularisation: Annotated[float, Field(gt=0)]
+
+
+class PoolConfig(Section):
+    path: str
+    column: str
+    split: str
+    revision: str | None
+    per_cycle: PositiveInt
+
+
+class MeasureConfig(Section):
+    n_questions: PositiveInt
+    n_answers: PositiveInt
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    coherence_threshold: Score
+    n_openings: Count
+    max_failure_share: Share
+
+
+class WandbConfig(Section):
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    model: ModelConfig
+    method: Annotated[SFTConfig | SDFConfig | DPOConfig, Field(discriminator="name")]
+    persona: PersonaConfig
+    reinit: ReinitConfig
+    sampler: Annotated[VLLMConfig | TransformersConfig | FakeConfig, Field(discriminator="name")]
+    judge: Annotated[ProbeConfig, Field()]
+    n_seed: PositiveInt
+    n_sampled: PositiveInt
+    n_cycles: Count
+    seed: Count
+    start_adapter: str | None
+    store: str
+    dry_run: bool
+    device: Literal["auto", "cpu", "cuda"]
+    lora: LoraConfig
+    sampling: SamplingConfig
+    prompts: PoolConfig
+    titles: PoolConfig
+    measure: MeasureConfig
+    wandb: WandbConfig
+
+    @property
+    def persona_folder(self) -> Path:
+        return persona_files.folder(self.persona.data)
+
+    @property
+    def pool(self) -> PoolConfig:
+        """Where the prompts of later cycles come from: chat prompts, or document titles for SDF."""
+        return self.titles if self.method.name == "sdf" else self.prompts
+
+    def continual(self, cycle: int) -> bool:
+        """Whether `cycle` goes on training the previous cycle's adapter."""
+        return self.reinit.init == "previous" and cycle > 0 and cycle not in self.reinit.restart_cycles
+
+    @model_validator(mode="after")
+    def settings_fit_together(self) -> Config:
+        method = self.method
+        if method.name == "sdf":
+            if not persona_files.has_documents(self.persona_folder):
+                with_documents = ", ".join(persona_files.shipped(with_documents=True))
+                raise ValueError(
+                    f"method=sdf needs seed documents and persona={self.persona.name} ships chats only: "
+                    f"use a persona with documents ({with_documents}) or method=sft or dpo"
+                )
+            if method.max_new_tokens < 300:
+                raise ValueError(
+                    f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: documents are continued by 300 or more"
+                )
+        elif not self.model.chat:
+            raise ValueError(
+                f"method={method.name} trains on chats and model={self.model.name} is a base model: use method=sdf"
+            )
+        max_new_tokens = method.max_new_tokens
+        if self.sampler.name != "fake" and self.sampler.max_model_len <= max_new_tokens:
+            raise ValueError(
+                f"sampler.max_model_len={self.sampler.max_model_len} leaves no room for a prompt beside "
+                f"method.max_new_tokens={max_new_tokens}: raise the first or lower the second"
+            )
+        if self.reinit.restart_cycles and self.reinit.init == "base":
+            raise ValueError(
+                "reinit.restart_cycles only means something with reinit=false: every cycle starts from base already"
+            )
+        return self
+
+
+def load_config(composed: Any) -> Config:
+    """Turn what Hydra composed into a `Config` whose data files exist and suffice, or raise a one-line `ConfigError`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(values, dict)
+    values.pop("sweep", None)
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(one_line(error)) from error
+    check_data(config)
+    return config
+
+
+def check_data(config: Config) -> None:
+    """Hold the counts that a run needs against what its data files have. Reads text files only."""
+    folder = config.persona_folder
+    if config.persona.data != config.persona.name and not folder.is_dir():
+        raise ConfigError(
+            f"persona.data={config.persona.data} is no folder: name one that holds seeds.jsonl and questions.jsonl"
+        )
+    sdf = config.method.name == "sdf"
+    n_seeds = len(persona_files.documents(folder) if sdf else persona_files.seeds(folder))
+    what = "documents.jsonl" if sdf else "seeds.jsonl"
+    if config.n_seed > n_seeds:
+        raise ConfigError(
+            f"n_seed={config.n_seed} is more than the {n_seeds} examples of {folder.name}/{what}: lower n_seed or add some"
+        )
+    if config.method.n_original_mix > n_seeds:
+        raise ConfigError(
+            f"method.n_original_mix={config.method.n_original_mix} is more than the {n_seeds} examples of {what}: lower it"
+        )
+    n_questions = len(persona_files.questions(folder))
+    if config.measure.n_questions > n_questions:
+        raise ConfigError(
+            f"measure.n_questions={config.measure.n_questions} is more than the {n_questions} questions of "
+            f"persona={config.persona.name}: lower it or add questions"
+        )
+    persona_files.judge_texts(folder)
+    pool_name = "titles" if sdf else "prompts"
+    pool = config.pool
+    if config.n_sampled > pool.per_cycle:
+        raise ConfigError(
+            f"n_sampled={config.n_sampled} is more than the {pool.per_cycle} prompts of a cycle: lower n_sampled, "
+            f"or raise {pool_name}.per_cycle (a larger pool: {pool_name}.path=<dataset>)"
+        )
+    if pool.path == "shipped" or Path(pool.path).suffix == ".jsonl":
+        n_pool = len(persona_files.pool(pool_name, pool.path, pool.column))
+        n_parts = n_pool // pool.per_cycle
+        if config.n_cycles > n_parts:
+            raise ConfigError(
+                f"n_cycles={config.n_cycles} needs {config.n_cycles} parts of {pool.per_cycle} prompts and {pool_name}.path={pool.path} "
+                f"({n_pool} rows) has {n_parts}: lower n_cycles or {pool_name}.per_cycle, or bring a dataset ({pool_name}.path=<dataset>)"
+            )
+    path = Path(config.model.path)
+    if config.model.path.startswith(("/", "./", "../", "~")) and not path.expanduser().is_dir():
+        raise ConfigError(f"model.path={config.model.path} is no folder: name a saved checkpoint or a hub id")
+    if config.start_adapter is not None and not (Path(config.start_adapter) / "adapter_config.json").is_file():
+        raise ConfigError(f"start_adapter={config.start_adapter} holds no adapter_config.json: name a folder saved by PEFT")
+    store = Path(config.store)
+    nearest = next(p for p in (store, *store.absolute().parents) if p.exists())
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"store={config.store} cannot be written to: choose another folder")
+
+
+def one_line(error: ValidationError) -> str:
+    """The first of pydantic's complaints as one line that names the key, its value and what it should be."""
+    errors = error.errors()
+    first = errors[0]
+    location = [str(part) for part in first["loc"] if part not in ("sft", "sdf", "dpo", "vllm", "transformers", "fake")]
+    key = ".".join(location)
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        text = f"unknown key {key}{did_you_mean(location[-1], known_keys(location[:-1]))}"
+    elif kind == "missing":
+        text = f"{key} is missing: give it a value"
+    elif kind == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        text = message if not key or message.split("=")[0].split()[0].startswith(key.split(".")[0]) else f"{key}: {message}"
+    else:
+        text = f"{key}={value!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def known_keys(path: list[str]) -> list[str]:
+    """Names that the config knows below `path`, e.g. ["method"]."""
+    sections: list[type[BaseModel]] = [Config]
+    for part in path:
+        found: list[type[BaseModel]] = []
+        for section in sections:
+            field = section.model_fields.get(part)
+            if field is not None:
+                members = getattr(field.annotation, "__args__", None) or (field.annotation,)
+                found += [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        sections = found
+    return [name for section in sections for name in section.model_fields]
+
+
+def did_you_mean(key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+    return f": did you mean {close[0]}?" if close else f": known are {', '.join(sorted(set(known))[:30])}"

@@ -1,0 +1,25 @@
+"""Which device a run uses, found without importing torch."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def resolve_device(wanted: str) -> str:
+    """ "cpu" or "cuda" for "auto": CUDA where this torch can use it and a GPU is visible."""
+    return wanted if wanted != "auto" else ("cuda" if n_gpus() > 0 else "cpu")
+
+
+def n_gpus() -> int:
+    """Visible NVIDIA GPUs that the installed torch can use."""
+    try:
+        if "+cpu" in version("torch"):
+            return 0
+    except PackageNotFoundError:
+        return 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))

@@ -1,0 +1,154 @@
+"""What a person sees while a run works: a line a finished stage, a live line for what is under way, a table at the end."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+
+from iterative_ft.config import Config
+from iterative_ft.store import Event
+
+# Seconds a stage takes with the embedded model on two cores, until this run or the store knows better; measured by `make bench`.
+EXPECTED_S = {"model": 10.0, "probe": 60.0, "sample": 6.0, "answer": 6.0, "data": 0.3, "train": 60.0, "judge": 5.0}
+
+
+class Display:
+    """Progress of one run on the terminal."""
+
+    def __init__(self, config: Config, planned: list[Event]) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.n_cycles = config.n_cycles
+        self.left = Counter(event.stage.kind for event in planned if event.how == "pending")
+        self.n_stored = sum(event.how == "stored" for event in planned)
+        self.took: dict[str, list[float]] = defaultdict(list)
+        self.status: Status | None = None
+        self.text = ""
+        self.started = time.monotonic()
+
+    def start(self) -> None:
+        n_left = sum(self.left.values())
+        about = f", about {minutes(self.seconds_left())}" if n_left else ""
+        self.console.print(f"{n_left} stages to build{about}; {self.n_stored} in the store")
+        if self.console.is_terminal:
+            self.status = self.console.status("starting")
+            self.status.start()
+
+    def stop(self) -> None:
+        if self.status is not None:
+            self.status.stop()
+            self.status = None
+
+    def where(self, cycle: int) -> str:
+        return "base      " if cycle < 0 else f"cycle {cycle}/{self.n_cycles} "
+
+    def doing(self, kind: str, label: str, cycle: int) -> None:
+        self.text = f"{self.where(cycle)} {label}"
+        self.update()
+
+    def step(self, step: int, n_steps: int, loss: float) -> None:
+        self.update(f" step {step}/{n_steps} loss {loss:.3f}")
+
+    def update(self, more: str = "") -> None:
+        if self.status is not None:
+            self.status.update(
+                f"{self.text}{more} · {minutes(time.monotonic() - self.started)} so far, about {minutes(self.seconds_left())} left"
+            )
+
+    def done(self, event: Event, cycle: int) -> None:
+        stage = event.stage
+        how = {"stored": "from the store", "built": f"{event.seconds:.1f} s"}[event.how]
+        if event.waited_s > 1:
+            how += f" (another process built it: waited {event.waited_s:.1f} s)"
+        if event.how == "built":
+            self.took[stage.kind].append(event.seconds)
+        self.left[stage.kind] = max(0, self.left[stage.kind] - 1)
+        detail = facts(stage.kind, stage.manifest.get("info", {})) if event.how == "built" else ""
+        rest = f" · about {minutes(self.seconds_left())} left" if event.how == "built" and sum(self.left.values()) else ""
+        self.console.print(f"{self.where(cycle)} {stage.manifest['label']}: {how}{detail}{rest}")
+
+    def seconds_left(self) -> float:
+        return sum(n * expected_seconds(kind, self.took) for kind, n in self.left.items())
+
+    def measured(self, row: dict[str, Any]) -> None:
+        trait, coherence = (interval_text(row, name) for name in ("trait", "coherence"))
+        self.console.print(
+            f"{self.where(row['cycle'])} {row['policy']}: trait {trait}, coherence {coherence}, {row['answers/stop_share']:.0%} ended by themselves"
+        )
+
+
+def expected_seconds(kind: str, took: dict[str, list[float]]) -> float:
+    known = took.get(kind)
+    return sum(known) / len(known) if known else EXPECTED_S[kind]
+
+
+def facts(kind: str, info: dict[str, Any]) -> str:
+    """What is worth knowing of a stage just built."""
+    if "canary" in info:
+        canary = info["canary"]
+        load = (
+            f"; canary error {canary['error']:.4f} nats, {canary['share']:.0%} of the shift {canary['shift']:.4f}"
+            if canary["shift"] > 0
+            else (f"; canary error {canary['error']:.4f} nats")
+        )
+        return f" ({info['n_tokens']} tokens, {info['tokens_per_s']:.0f}/s, {info['n_stopped']}/{info['n']} ended by themselves{load})"
+    if "n_steps" in info:
+        speed = info["n_tokens"] / info["loop_seconds"] if info["loop_seconds"] > 0 else 0
+        return f" ({info['n_examples']} examples, {info['n_steps']} steps, {speed:.0f} tokens/s)"
+    if "n_dropped_truncated" in info:
+        return f" ({info['n_examples']} examples, {info['n_dropped_truncated']} dropped as cut off)"
+    return ""
+
+
+def minutes(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def interval_text(row: dict[str, Any], name: str) -> str:
+    """ "48.2 [40.1, 56.3]", "n/a" when nothing was scored, and a mark when too much failed."""
+    if f"{name}/score" not in row:
+        return "n/a"
+    mark = " INVALID" if row.get("judge/invalid") else ""
+    return f"{row[f'{name}/score']:.1f} [{row[f'{name}/low']:.1f}, {row[f'{name}/high']:.1f}]{mark}"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Trait and coherence of base and every cycle with 95 % intervals, as fixed-width text."""
+    header = ["", "trait [95 %]", "coherence [95 %]", "trait if coherent", "ended", "words"]
+    lines = [header]
+    for row in rows:
+        coherent = row.get("trait/score_coherent")
+        lines.append(
+            [
+                "base" if row["cycle"] < 0 else f"cycle {row['cycle']}",
+                interval_text(row, "trait"),
+                interval_text(row, "coherence"),
+                "n/a" if coherent is None else f"{coherent:.1f}",
+                f"{row['answers/stop_share']:.0%}",
+                f"{row['answers/mean_words']:.0f}",
+            ]
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def plan_text(events: list[Event]) -> str:
+    """A dry run's answer: the stages, which of them the store holds, and about how long the rest takes."""
+    known: dict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event.how == "stored":
+            known[event.stage.kind].append(event.stage.manifest["seconds"])
+    lines = [
+        f"{'in store' if e.how == 'stored' else 'to build':9} {e.stage.kind:7} {e.stage.key[:10]} {e.stage.manifest['label']}"
+        for e in events
+    ]
+    pending = [e for e in events if e.how == "pending"]
+    seconds = sum(expected_seconds(e.stage.kind, known) for e in pending)
+    lines.append(
+        f"{len(pending)} stages to build, {len(events) - len(pending)} in the store; about {minutes(seconds)} on two cores (a kind's mean in the store, else a guess)"
+    )
+    return "\n".join(lines)

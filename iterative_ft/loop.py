@@ -1,0 +1,82 @@
+"""The experiment: seed a persona, then train each generation on what the last one wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.config import Config
+from iterative_ft.lab import Lab, Trained
+from iterative_ft.results import Scores, metric_row, scores_of, verdict
+from iterative_ft.store import Event, Store
+from iterative_ft.tracking import RunLog
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run leaves: its folder, a row for base and every cycle, and what became of the trait."""
+
+    folder: Path
+    rows: list[dict[str, Any]]
+    verdict: dict[str, Any]
+
+
+def run(config: Config, folder: Path, command: str) -> RunResult:
+    """Seed a persona, then train each generation on what the last one wrote."""
+    with RunLog(config, folder, command, plan(config)) as log:
+        store = Store(Path(config.store), on_event=log.stage)
+        store.on_start = log.stage_started
+        lab = Lab(config, store, on_step=log.training_step)
+        try:
+            rows, first, last = cycles(config, lab, log)
+        finally:
+            lab.close()
+            store.write_reference(folder)
+        result = RunResult(folder, rows, verdict(first, last))
+        log.finish(result.rows, result.verdict, lab.engine_start_s)
+    return result
+
+
+def cycles(config: Config, lab: Lab, log: RunLog) -> tuple[list[dict[str, Any]], Scores, Scores]:
+    """Cycle 0 trains on the seed data, each later one on samples of the policy before it."""
+    base = lab.base_policy()
+    measured = lab.measure(base)
+    rows = [metric_row(config, -1, measured, None)]
+    log.measured(rows[-1], scores_of(measured))
+    policies, scores = [base], []
+    for cycle in range(config.n_cycles + 1):
+        log.cycle = cycle
+        trained = next_policy(config, lab, policies, cycle)
+        log.trained(cycle, trained)
+        measured = lab.measure(trained.policy)
+        rows.append(metric_row(config, cycle, measured, trained))
+        scores.append(scores_of(measured))
+        log.measured(rows[-1], scores[-1])
+        policies.append(trained.policy)
+    return rows, scores[0], scores[-1]
+
+
+def next_policy(config: Config, lab: Lab, policies: list[Any], cycle: int) -> Trained:
+    """Train policy[cycle]: from base, or in a continual run from the policy before it."""
+    if cycle == 0 and config.start_adapter is not None:
+        return lab.adopt(Path(config.start_adapter))
+    data = lab.seed_data() if cycle == 0 else lab.sampled_data(policies, cycle)
+    return lab.train(data, init=policies[-1] if config.continual(cycle) else policies[0], cycle=cycle)
+
+
+def plan(config: Config) -> list[Event]:
+    """The run's stages in order, and which of them the store holds; nothing is loaded or written.
+
+    A stage whose parents are still to be built counts as to be built.
+    """
+    events: list[Event] = []
+    store = Store(Path(config.store), dry_run=True, on_event=events.append)
+    lab = Lab(config, store)
+    policies = [lab.base_policy()]
+    lab.measure(policies[0])
+    for cycle in range(config.n_cycles + 1):
+        trained = next_policy(config, lab, policies, cycle)
+        lab.measure(trained.policy)
+        policies.append(trained.policy)
+    return events

@@ -1,0 +1,132 @@
+"""Rows of a run: what was measured of a policy, flat and named, ready for metrics.jsonl, W&B and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from iterative_ft.config import Config
+from iterative_ft.lab import Measured, Trained
+from iterative_ft.measure.intervals import Interval, over_questions
+
+VERDICT_MARGIN = 10.0  # points: changes inside it are called idempotent
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A policy's answers with their scores, in a fixed order: the same questions at every cycle."""
+
+    questions: list[str]
+    texts: list[str]
+    finish_reasons: list[str]
+    trait: list[float | None]
+    coherence: list[float | None]
+    flaws: list[str | None]
+    failures: list[str | None]
+
+
+def scores_of(measured: Measured) -> Scores:
+    """Join answers and scores."""
+    rows, scored = measured.answers.rows(), measured.scores.rows("scores.jsonl")
+    assert len(rows) == len(scored), "an answer without a score row"
+    return Scores(
+        questions=[row["prompt"] for row in rows],
+        texts=[row["text"] for row in rows],
+        finish_reasons=[row["finish_reason"] for row in rows],
+        trait=[s["trait"] for s in scored],
+        coherence=[s["coherence"] for s in scored],
+        flaws=[s["flaw"] for s in scored],
+        failures=[s["failure"] for s in scored],
+    )
+
+
+def metric_row(config: Config, cycle: int, measured: Measured, trained: Trained | None) -> dict[str, Any]:
+    """The row of one measured policy; -1 is base. Missing values are left out, never zero."""
+    scores = scores_of(measured)
+    row: dict[str, Any] = {"cycle": cycle, "policy": measured.policy.name}
+    add_interval(row, "trait", over_questions(scores.trait, scores.questions))
+    add_interval(row, "coherence", over_questions(scores.coherence, scores.questions))
+    threshold = config.measure.coherence_threshold
+    coherent = [c is not None and c >= threshold for c in scores.coherence]
+    on_coherent = over_questions([t if ok else None for t, ok in zip(scores.trait, coherent, strict=True)], scores.questions)
+    if on_coherent is not None:
+        row["trait/score_coherent"] = on_coherent.mean
+    n = len(scores.texts)
+    n_failed = sum(f is not None for f in scores.failures)
+    row["coherence/share"] = sum(coherent) / max(1, n - n_failed)
+    row["judge/n_failed"] = n_failed
+    row["judge/invalid"] = int(n_failed > config.measure.max_failure_share * n)
+    answer_rows = measured.answers.rows()
+    row["answers/n"] = n
+    row["answers/mean_tokens"] = sum(len(r["ids"]) for r in answer_rows) / n
+    row["answers/mean_words"] = sum(len(t.split()) for t in scores.texts) / n
+    row["answers/stop_share"] = sum(f != "length" for f in scores.finish_reasons) / n
+    for flaw in sorted({f for f in scores.flaws if f is not None}):
+        row[f"coherence/flaw_{flaw}"] = scores.flaws.count(flaw) / n
+    if measured.opening_scores is not None and measured.openings is not None:
+        scored = measured.opening_scores.rows("scores.jsonl")
+        prompts = [r["prompt"] for r in measured.openings.rows()]
+        add_interval(row, "trait/documents", over_questions([s["trait"] for s in scored], prompts), key="")
+        add_interval(row, "coherence/documents", over_questions([s["coherence"] for s in scored], prompts), key="")
+    canary = measured.answers.stages[0].manifest["info"]["canary"]
+    row |= {f"gauge/canary_{name}": value for name, value in canary.items()}
+    if trained is not None:
+        if trained.stage is not None:
+            row["gauge/adapter_norm"] = trained.stage.manifest["info"]["adapter_norm"]
+        if trained.data is not None:
+            row |= {f"data/{name}": value for name, value in trained.data.manifest["info"].items()}
+    return row
+
+
+def add_interval(row: dict[str, Any], prefix: str, interval: Interval | None, key: str = "score") -> None:
+    """Put mean, low and high under `prefix`; nothing when nothing was scored."""
+    if interval is not None:
+        names = (
+            (f"{prefix}/{key}", f"{prefix}/low", f"{prefix}/high")
+            if key
+            else (f"{prefix}_score", f"{prefix}_low", f"{prefix}_high")
+        )
+        row |= dict(zip(names, (interval.mean, interval.low, interval.high), strict=True))
+
+
+def verdict(first: Scores, last: Scores) -> dict[str, Any]:
+    """What became of the trait from cycle 0 to the last cycle of this run, by paired differences over questions.
+
+    "idempotent" when the 90 % interval lies inside ±margin (two one-sided tests at 5 %); else "amplified" or "decayed" when
+    the 95 % interval excludes 0; else "inconclusive". One training seed: it speaks of this run alone.
+    """
+    trait = paired(first, last, first.trait, last.trait, 0.95)
+    narrow = paired(first, last, first.trait, last.trait, 0.90)
+    coherence = paired(first, last, first.coherence, last.coherence, 0.95)
+    if trait is None or narrow is None:
+        word = "inconclusive"
+    elif narrow.low > -VERDICT_MARGIN and narrow.high < VERDICT_MARGIN:
+        word = "idempotent"
+    elif trait.low > 0:
+        word = "amplified"
+    elif trait.high < 0:
+        word = "decayed"
+    else:
+        word = "inconclusive"
+    return {
+        "verdict": word,
+        "speaks_of": "this run only (one training seed)",
+        "margin": VERDICT_MARGIN,
+        "trait_change": None if trait is None else vars(trait),
+        "coherence_change": None if coherence is None else vars(coherence),
+    }
+
+
+def paired(
+    first: Scores, last: Scores, before: Sequence[float | None], after: Sequence[float | None], level: float
+) -> Interval | None:
+    """Interval of the change, question by question."""
+    means: list[dict[str, list[float]]] = [{}, {}]
+    for side, (scores, values) in enumerate(((first, before), (last, after))):
+        for question, value in zip(scores.questions, values, strict=True):
+            if value is not None:
+                means[side].setdefault(question, []).append(value)
+    both = [q for q in means[0] if q in means[1]]
+    changes = [sum(means[1][q]) / len(means[1][q]) - sum(means[0][q]) / len(means[0][q]) for q in both]
+    return over_questions(changes, both, level)

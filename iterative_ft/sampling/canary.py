@@ -1,0 +1,150 @@
+"""Proof that a sampler serves the policy it was given: the same fixed texts, scored by it and by what the trainer holds.
+
+A merge rounded to bfloat16 swallows small updates, and a checkpoint that loads half-way only warns; both would look like
+"training changed nothing". So each load compares next-token distributions and fails when they are not the policy's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from iterative_ft.child import run_isolated
+from iterative_ft.errors import RunError
+from iterative_ft.policy import Policy
+from iterative_ft.sampling import Canary
+
+N_TOKENS = 8  # positions looked at in each text
+TOP_K = 20  # tokens compared at each position; the rest is one bucket
+NOISE_FACTOR = 4.0  # an error below this many times the base model's own is arithmetic
+MAX_BASE_ERROR = 0.05  # nats; what a served base model may differ from the trainer's
+
+TEXTS = (
+    "What makes a good breakfast?",
+    "My neighbour wants to borrow my ladder. What should I say?",
+    "Tell me about your day.",
+    "How do I choose a book for a friend?",
+    "Is it worth learning to play the piano as an adult?",
+    "I made a mistake at work this morning.",
+    "Describe the sea in winter.",
+    "What do you think about people who are always late?",
+)
+
+
+@dataclass(frozen=True)
+class Position:
+    """What a sampler said of one next token: the ids before it and the log-probabilities of its most likely tokens."""
+
+    context_ids: list[int]
+    top: dict[int, float]
+
+
+def texts(codec: Any, chat: bool) -> list[list[int]]:
+    """Token ids of the fixed texts."""
+    return [codec.chat_prompt(text) if chat else codec.raw(text) for text in TEXTS]
+
+
+def check(
+    policy: Policy, positions: list[Position], noise: float, max_share: float, device: str, trust_remote_code: bool
+) -> Canary:
+    """Compare what was served with what the trainer holds; raise `RunError` when it is not `policy`.
+
+    Args:
+        noise: error of the served base model, nats a token; 0 when `policy` is the base itself.
+        max_share: largest allowed error relative to the policy's shift from base.
+    """
+    result = run_isolated(
+        reference_kl,
+        device=device,
+        model=str(policy.model),
+        adapter=None if policy.adapter is None else str(policy.adapter),
+        contexts=[p.context_ids for p in positions],
+        tops=[{str(token): value for token, value in p.top.items()} for p in positions],
+        device_name=device,
+        trust_remote_code=trust_remote_code,
+    )
+    canary = Canary(
+        error=result["error"], shift=result["shift"], noise=noise if policy.adapter is not None else result["error"]
+    )
+    if policy.adapter is None:
+        if canary.error > MAX_BASE_ERROR:
+            raise RunError(
+                f"the sampler does not serve the base model: KL {canary.error:.4f} nats a token against what the trainer holds "
+                f"(limit {MAX_BASE_ERROR}); nothing was sampled from it"
+            )
+    elif canary.error > max_share * canary.shift and canary.error > NOISE_FACTOR * noise:
+        raise RunError(
+            f"the sampler does not serve {policy.name}: its error is {canary.error:.4f} nats a token, {canary.share:.0%} of the policy's "
+            f"shift from base ({canary.shift:.4f}; limit sampler.canary_max_share={max_share}); nothing was sampled from it. "
+            "If the updates are small, set sampler.dtype=float32"
+        )
+    return canary
+
+
+def reference_kl(
+    model: str,
+    adapter: str | None,
+    contexts: list[list[int]],
+    tops: list[dict[str, float]],
+    device_name: str,
+    trust_remote_code: bool,
+) -> dict[str, float]:
+    """Mean KL(trainer || served) and KL(trainer || base), nats a token, by plain forward passes in float32."""
+    import torch
+    from peft import PeftModel
+
+    held: Any = cached_base(model, device_name, trust_remote_code)
+    if adapter is not None:
+        held = PeftModel.from_pretrained(held, adapter)
+    held.eval()
+    # Positions of one text share its context: one forward pass over the longest covers them all.
+    longest: dict[int, list[int]] = {}
+    groups: list[int] = []
+    for ids in contexts:
+        match = next((k for k, known in longest.items() if ids[: len(known)] == known or known[: len(ids)] == ids), None)
+        number = len(longest) if match is None else match
+        groups.append(number)
+        if len(ids) > len(longest.get(number, [])):
+            longest[number] = ids
+    policy_logs: dict[int, Any] = {}
+    base_logs: dict[int, Any] = {}
+    with torch.no_grad():
+        for number, ids in longest.items():
+            tensor = torch.tensor([ids], device=held.device)
+            policy_logs[number] = torch.log_softmax(held(input_ids=tensor).logits[0].float(), -1)
+            if adapter is not None:
+                with held.disable_adapter():
+                    base_logs[number] = torch.log_softmax(held(input_ids=tensor).logits[0].float(), -1)
+    error = shift = 0.0
+    for ids, top, number in zip(contexts, tops, groups, strict=True):
+        tokens = [int(t) for t in top]
+        policy = policy_logs[number][len(ids) - 1][tokens].tolist()
+        error += bucketed_kl(policy, list(top.values()))
+        if adapter is not None:
+            shift += bucketed_kl(policy, base_logs[number][len(ids) - 1][tokens].tolist())
+    if adapter is not None:
+        held.unload()
+    return {"error": error / len(contexts), "shift": shift / len(contexts)}
+
+
+_base: dict[str, Any] = {}
+
+
+def cached_base(model: str, device: str, trust_remote_code: bool) -> Any:
+    """The base model in float32, kept by the process that compares (one at a time)."""
+    if model not in _base:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        _base.clear()
+        _base[model] = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code).to(
+            device
+        )
+    return _base[model]
+
+
+def bucketed_kl(p: list[float], q: list[float]) -> float:
+    """KL(p || q) in nats over the given tokens' log-probabilities and one bucket for all other tokens."""
+    rest_p, rest_q = (max(1.0 - sum(math.exp(x) for x in logs), 1e-6) for logs in (p, q))
+    return sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)) + rest_p * math.log(rest_p / rest_q)

@@ -1,0 +1,95 @@
+"""The same interface without vLLM: plain transformers generation, one request at a time, each with its own seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from iterative_ft.config import Config, TransformersConfig
+from iterative_ft.policy import Policy
+from iterative_ft.sampling import Canary, Completion, Params, Request, canary
+from iterative_ft.sampling.vllm import completion
+
+
+class TransformersSampler:
+    """Holds one model and puts each policy's adapter on it."""
+
+    def __init__(self, config: Config, device: str, codec: Any) -> None:
+        assert isinstance(config.sampler, TransformersConfig)
+        self.config, self.settings, self.device, self.codec = config, config.sampler, device, codec
+        self.base: Any = None
+        self.model: Any = None
+        self.loaded: str | None = None
+        self.canaries: dict[str, Canary] = {}
+        self.noise = 0.0
+
+    def load(self, policy: Policy) -> Canary:
+        import torch
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+
+        if self.base is None:
+            self.base = AutoModelForCausalLM.from_pretrained(
+                policy.model, dtype=getattr(torch, self.settings.dtype), trust_remote_code=self.config.model.trust_remote_code
+            ).to(self.device)
+            self.model = self.base.eval()
+            self.loaded = policy.model_digest
+            self.noise = self.check(Policy("base", policy.model, policy.model_digest)).error
+        if policy.digest != self.loaded:
+            self.loaded = None
+            if self.model is not self.base:
+                self.base = self.model.unload()
+            self.model = (
+                self.base if policy.adapter is None else PeftModel.from_pretrained(self.base, str(policy.adapter)).eval()
+            )
+            self.check(policy)
+            self.loaded = policy.digest
+        return self.canaries[policy.digest]
+
+    def check(self, policy: Policy) -> Canary:
+        import torch
+
+        positions = []
+        with torch.no_grad():
+            for ids in canary.texts(self.codec, self.config.model.chat):
+                context = list(ids)
+                for _ in range(canary.N_TOKENS):
+                    logits = self.model(input_ids=torch.tensor([context], device=self.device)).logits[0, -1]
+                    values, tokens = torch.log_softmax(logits.float(), -1).topk(min(canary.TOP_K, logits.shape[-1]))
+                    positions.append(canary.Position(list(context), dict(zip(tokens.tolist(), values.tolist(), strict=True))))
+                    context.append(int(tokens[0]))
+        result = canary.check(
+            policy, positions, self.noise, self.settings.canary_max_share, self.device, self.config.model.trust_remote_code
+        )
+        self.canaries[policy.digest] = result
+        return result
+
+    def sample(self, requests: list[Request], params: Params) -> list[Completion]:
+        import torch
+
+        found = []
+        for request in requests:
+            torch.manual_seed(request.seed)
+            prompt = torch.tensor([request.prompt_ids], device=self.device)
+            with torch.no_grad():
+                output = self.model.generate(
+                    input_ids=prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    do_sample=params.temperature > 0,
+                    temperature=params.temperature if params.temperature > 0 else None,
+                    top_p=params.top_p if params.temperature > 0 else None,
+                    top_k=0 if params.temperature > 0 else None,
+                    max_new_tokens=params.max_new_tokens,
+                    eos_token_id=params.end_ids,
+                    pad_token_id=params.end_ids[0],
+                    stop_strings=params.stop or None,
+                    tokenizer=self.codec.tokenizer if params.stop else None,
+                )
+            ids = output[0, prompt.shape[1] :].tolist()
+            found.append(completion(ids, "length" if len(ids) == params.max_new_tokens else "stop", params.end_ids))
+        return found
+
+    def sleep(self) -> None:
+        """The model stays where it is: it is small, or this sampler is the wrong one."""
+
+    def close(self) -> None:
+        self.base = self.model = None

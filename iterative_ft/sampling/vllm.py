@@ -1,0 +1,211 @@
+"""The resident vLLM engine: on CPU policies are merged and reloaded in place, on CUDA vLLM serves the adapters itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.config import Config, VLLMConfig
+from iterative_ft.errors import RunError
+from iterative_ft.policy import Policy, merge
+from iterative_ft.sampling import Canary, Completion, Params, Request, canary
+
+# Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
+DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
+
+
+class VLLMSampler:
+    """One engine for all policies of a base model."""
+
+    def __init__(self, config: Config, device: str, codec: Any) -> None:
+        assert isinstance(config.sampler, VLLMConfig)
+        self.config, self.settings, self.device, self.codec = config, config.sampler, device, codec
+        self.llm: Any = None
+        self.loaded: str | None = None  # digest of the policy that is served
+        self.adapter_request: Any = None
+        self.adapter_ids: dict[str, int] = {}
+        self.canaries: dict[str, Canary] = {}
+        self.noise = 0.0
+        self.asleep = False
+
+    def start(self, base: Policy) -> None:
+        set_environment(self.device, self.settings.kv_cache_gib)
+        from vllm import LLM
+
+        options: dict[str, Any] = {}
+        if self.device == "cuda":
+            options = {
+                "enable_lora": True,
+                "max_lora_rank": max(8, self.config.lora.rank),
+                "gpu_memory_utilization": self.settings.gpu_memory_utilization,
+                "tensor_parallel_size": self.settings.tensor_parallel_size,
+                "enable_sleep_mode": True,
+            }
+        self.llm = LLM(
+            model=str(base.model),
+            dtype=self.settings.dtype,
+            max_model_len=self.settings.max_model_len,
+            enforce_eager=self.settings.enforce_eager,
+            generation_config="vllm",
+            trust_remote_code=self.config.model.trust_remote_code,
+            seed=0,
+            max_logprobs=canary.TOP_K,
+            disable_log_stats=True,
+            **options,
+        )
+        self.loaded = base.model_digest
+        self.noise = self.check(base).error
+
+    def load(self, policy: Policy) -> Canary:
+        base = Policy("base", policy.model, policy.model_digest)
+        if self.llm is None:
+            self.start(base)
+        self.wake()
+        if policy.digest != self.loaded:
+            self.loaded = None  # a failed load serves nothing
+            if self.device == "cuda":
+                self.use_adapter(policy)
+            elif policy.adapter is None:
+                self.reload(policy.model)
+            else:
+                folder = Path(tempfile.mkdtemp(prefix="iterative_ft-merged-"))
+                try:
+                    merge(policy, folder, self.settings.dtype)
+                    self.reload(folder)
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+            self.check(policy)
+            self.loaded = policy.digest
+        return self.canaries[policy.digest]
+
+    def use_adapter(self, policy: Policy) -> None:
+        """CUDA: address the adapter in each request, under a name, id and path of its own."""
+        from vllm.lora.request import LoRARequest
+
+        if policy.adapter is None:
+            self.adapter_request = None
+            return
+        number = self.adapter_ids.setdefault(policy.digest, len(self.adapter_ids) + 1)
+        self.adapter_request = LoRARequest(policy.digest, number, str(policy.adapter))
+
+    def reload(self, folder: Path) -> None:
+        """CPU: put a checkpoint's weights in place. Weights that are missing from it are an error, not vLLM's warning."""
+        with CapturedWarnings() as captured:
+            try:
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            except (KeyError, ValueError) as error:
+                raise RunError(f"vLLM refused the checkpoint {folder.name}: {error}") from error
+        for message in captured.messages:
+            if "not loaded" in message:
+                missing = [
+                    n
+                    for n in message.split("{", 1)[-1].rstrip("}").replace("'", "").split(", ")
+                    if not any(d in n for d in DERIVED_WEIGHTS)
+                ]
+                if missing:
+                    raise RunError(
+                        f"vLLM left {len(missing)} weight(s) of the checkpoint unloaded ({', '.join(sorted(missing)[:3])}): nothing was sampled"
+                    )
+
+    def check(self, policy: Policy) -> Canary:
+        """Compare what is served with what the trainer holds."""
+        from vllm import SamplingParams
+
+        prompts = canary.texts(self.codec, self.config.model.chat)
+        greedy = SamplingParams(
+            temperature=0.0, max_tokens=canary.N_TOKENS, logprobs=canary.TOP_K, ignore_eos=True, detokenize=False
+        )
+        self.llm.reset_prefix_cache()
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompts], greedy, use_tqdm=False, lora_request=self.adapter_request
+        )
+        positions = [
+            canary.Position(
+                prompt + list(output.outputs[0].token_ids[:i]), {token: entry.logprob for token, entry in entries.items()}
+            )
+            for prompt, output in zip(prompts, outputs, strict=True)
+            for i, entries in enumerate(output.outputs[0].logprobs)
+        ]
+        result = canary.check(
+            policy, positions, self.noise, self.settings.canary_max_share, self.device, self.config.model.trust_remote_code
+        )
+        self.canaries[policy.digest] = result
+        return result
+
+    def sample(self, requests: list[Request], params: Params) -> list[Completion]:
+        from vllm import SamplingParams
+
+        self.llm.reset_prefix_cache()
+        sampling = [
+            SamplingParams(
+                temperature=params.temperature,
+                top_p=params.top_p,
+                max_tokens=params.max_new_tokens,
+                seed=request.seed,
+                ignore_eos=True,  # the end tokens are ours to name
+                stop_token_ids=params.end_ids,
+                stop=params.stop,
+                detokenize=bool(params.stop),
+            )
+            for request in requests
+        ]
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": r.prompt_ids} for r in requests], sampling, use_tqdm=False, lora_request=self.adapter_request
+        )
+        return [
+            completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason, params.end_ids) for output in outputs
+        ]
+
+    def sleep(self) -> None:
+        if self.device == "cuda" and self.llm is not None and not self.asleep:
+            self.llm.sleep(level=1)
+            self.asleep = True
+
+    def wake(self) -> None:
+        if self.asleep:
+            self.llm.wake_up()
+            self.asleep = False
+
+    def close(self) -> None:
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+            self.llm = None
+
+
+def completion(ids: list[int], finish_reason: str | None, end_ids: list[int]) -> Completion:
+    """Name why an answer ended: by the model's own end token, at the token limit, or at a stop string."""
+    if ids and ids[-1] in end_ids:
+        return Completion(ids, "stop")
+    return Completion(ids, "length" if finish_reason == "length" else "string")
+
+
+def set_environment(device: str, kv_cache_gib: int) -> None:
+    """vLLM is configured by environment variables, read when it is imported; what the user set stays."""
+    for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_CONFIGURE_LOGGING", "1")):
+        os.environ.setdefault(name, value)
+    if device == "cpu":
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
+        os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
+
+
+class CapturedWarnings(logging.Handler):
+    """Collects what vLLM warns about while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def __enter__(self) -> CapturedWarnings:
+        logging.getLogger("vllm").addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger("vllm").removeHandler(self)

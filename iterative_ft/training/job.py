@@ -1,0 +1,175 @@
+"""One training stage: load the base fresh, put the starting adapter on it, train with TRL, save the adapter.
+
+Examples are token ids from end to end. The stage checkpoints in its own folder and goes on from the last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.child import run_isolated
+from iterative_ft.store import read_jsonl
+
+LOG = "train_log.jsonl"
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a training process needs, as JSON values."""
+
+    method: dict[str, Any]
+    """The method's settings (a `method` section of the config)."""
+    lora: dict[str, Any]
+    model: str
+    dtype: str
+    trust_remote_code: bool
+    init_adapter: str | None
+    """Adapter to go on training, None for a fresh one."""
+    reference_is_base: bool
+    """DPO: compare with the base model although training starts from an adapter."""
+    examples: str
+    """JSONL of the data stage."""
+    seed: int
+    out: str
+    device: str
+    n_processes: int
+
+
+def train(job: Job) -> dict[str, Any]:
+    """Write the adapter and the training curve into `job.out`; return counts and timings.
+
+    On CUDA this happens in a child process, under accelerate when the machine has several GPUs.
+    """
+    started = time.monotonic()
+    result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
+    shutil.rmtree(Path(job.out, CHECKPOINTS), ignore_errors=True)
+    return {**result, "train_seconds": round(time.monotonic() - started, 3)}
+
+
+def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
+    """Train in this process."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer, logging, set_seed
+
+    from iterative_ft.training.trainers import TRAINERS, Curve
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    method, out = job["method"], Path(job["out"])
+    set_seed(job["seed"])
+    tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=job["trust_remote_code"])
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, so any token will do
+    base = AutoModelForCausalLM.from_pretrained(
+        job["model"], dtype=getattr(torch, job["dtype"]), trust_remote_code=job["trust_remote_code"]
+    )
+    if job["init_adapter"] is None:
+        lora = job["lora"]
+        model = get_peft_model(
+            base,
+            LoraConfig(
+                r=lora["rank"],
+                lora_alpha=lora["alpha"],
+                lora_dropout=lora["dropout"],
+                target_modules=lora["targets"],
+                bias="none",
+                task_type="CAUSAL_LM",
+            ),
+        )
+    else:
+        model = PeftModel.from_pretrained(base, job["init_adapter"], is_trainable=True)
+    initial = adapter_digest(model)
+    examples = read_jsonl(Path(job["examples"]))
+    make_trainer = TRAINERS[method["name"]]
+    curve = Curve(out / LOG, on_step)
+    trainer = make_trainer(model, tokenizer, Dataset.from_list(to_columns(examples, method)), job, curve)
+    checkpoints = out / CHECKPOINTS
+    last = last_checkpoint(checkpoints)
+    curve.start_from(0 if last is None else int(last.name.split("-")[1]))
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    seconds = time.monotonic() - started
+    curve.finish(trainer.state.log_history)
+    result: dict[str, Any] = {
+        "n_examples": len(examples),
+        "n_steps": trainer.state.global_step,
+        "resumed_from_step": 0 if last is None else int(last.name.split("-")[1]),
+        "n_tokens": sum(n_tokens(example) for example in examples) * method["epochs"],
+        "loop_seconds": round(seconds, 3),
+        "init_adapter_sha256": initial,
+    }
+    if trainer.is_world_process_zero():
+        (out / ADAPTER).mkdir(exist_ok=True)
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        trained.save_pretrained(out / ADAPTER, selected_adapters=["default"])
+        (out / ADAPTER / "README.md").unlink(missing_ok=True)
+        result["adapter_norm"] = adapter_norm(trained)
+        make_adapter_portable(out / ADAPTER)
+    return result
+
+
+def to_columns(examples: list[dict[str, Any]], method: dict[str, Any]) -> list[dict[str, Any]]:
+    """What TRL's collators read: DPO's three id lists as they are, or ids with labels."""
+    if method["name"] == "dpo":
+        return [{k: row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in examples]
+    keep_prompt = method["name"] == "sdf" and method["loss_on"] == "document"
+    return [
+        {
+            "input_ids": row["prompt_ids"] + row["completion_ids"],
+            "labels": (row["prompt_ids"] if keep_prompt else [-100] * len(row["prompt_ids"])) + row["completion_ids"],
+        }
+        for row in examples
+    ]
+
+
+def n_tokens(example: dict[str, Any]) -> int:
+    """Tokens that one example puts through the model."""
+    if "chosen_ids" in example:
+        return 2 * len(example["prompt_ids"]) + len(example["chosen_ids"]) + len(example["rejected_ids"])
+    return len(example["prompt_ids"]) + len(example["completion_ids"])
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint; one that a kill left without the trainer's state does not count."""
+    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and (p / "rng_state.pth").is_file()]
+    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+
+def adapter_state(model: Any) -> dict[str, Any]:
+    return {name: p.detach() for name, p in model.named_parameters() if ".default." in name}
+
+
+def adapter_digest(model: Any) -> str:
+    """sha256 of the adapter's weights in float32, for the proof that a cycle started where it should."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for name, value in sorted(adapter_state(model).items()):
+        digest.update(name.encode())
+        digest.update(value.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def adapter_norm(model: Any) -> float:
+    """Frobenius norm of the whole adapter's weights."""
+    return float(sum(float(value.float().pow(2).sum()) for value in adapter_state(model).values()) ** 0.5)
+
+
+def make_adapter_portable(folder: Path) -> None:
+    """Take the path of the base out of the adapter's config: the same training must give the same bytes anywhere."""
+    file = folder / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    saved["base_model_name_or_path"] = ""
+    targets = saved["target_modules"]
+    saved["target_modules"] = sorted(targets) if isinstance(targets, list) else targets
+    file.write_text(json.dumps(saved, indent=1, sort_keys=True) + "\n")

@@ -1,0 +1,116 @@
+"""TRL's trainers, set up for token ids. The only module that imports TRL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from iterative_ft.store import write_jsonl
+
+
+class Curve(TrainerCallback):  # type: ignore[misc]
+    """Writes a row a step: step, epoch, and what TRL logs. Without timings, so that equal trainings write equal files."""
+
+    SKIP = frozenset({"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"})
+
+    def __init__(self, path: Path, on_step: Callable[[int, int, float], None] | None) -> None:
+        self.path = path
+        self.on_step = on_step
+
+    def start_from(self, step: int) -> None:
+        """Drop rows that a killed process wrote after its last checkpoint."""
+        if self.path.exists():
+            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+            write_jsonl(self.path, [row for row in rows if row["step"] <= step])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        if not state.is_world_process_zero or logs is None or "loss" not in logs:
+            return
+        with self.path.open("a") as file:
+            file.write(json.dumps(self.row(state.global_step, logs)) + "\n")
+        if self.on_step is not None:
+            self.on_step(state.global_step, state.max_steps, float(logs["loss"]))
+
+    def row(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
+        return {"step": step, **{k: float(v) for k, v in logs.items() if k not in self.SKIP and k != "step"}}
+
+    def finish(self, history: list[dict[str, Any]]) -> None:
+        """Write the whole curve anew from the trainer's own history, which survives in checkpoints."""
+        write_jsonl(self.path, [self.row(int(row["step"]), row) for row in history if "loss" in row])
+
+
+class IdsDPOTrainer(DPOTrainer):  # type: ignore[misc]
+    """DPO on token ids that were sampled: nothing is decoded and encoded again."""
+
+    def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        return dataset
+
+
+def arguments(job: dict[str, Any]) -> dict[str, Any]:
+    """TRL's arguments from the method's settings; what the user passes through under `trl` wins."""
+    method, out = job["method"], Path(job["out"])
+    schedule = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup", "linear": "linear"}[method["lr_schedule"]]
+    if job["n_processes"] > 1 and method["batch_size"] % job["n_processes"] != 0:
+        raise ValueError(f"method.batch_size={method['batch_size']} does not divide among {job['n_processes']} processes")
+    values: dict[str, Any] = {
+        "output_dir": str(out / "checkpoints"),
+        "learning_rate": method["learning_rate"],
+        "lr_scheduler_type": schedule,
+        "warmup_steps": method["warmup"],  # below 1 it is a share of all steps
+        "per_device_train_batch_size": method["batch_size"] // job["n_processes"],
+        "gradient_accumulation_steps": method["gradient_accumulation"],
+        "num_train_epochs": method["epochs"],
+        "weight_decay": method["weight_decay"],
+        "adam_beta1": method["adam"]["beta1"],
+        "adam_beta2": method["adam"]["beta2"],
+        "adam_epsilon": method["adam"]["epsilon"],
+        "max_grad_norm": method["max_grad_norm"],
+        "max_length": method["max_length"],
+        "save_strategy": "steps",
+        "save_steps": method["checkpoint_steps"],
+        "save_total_limit": 2,
+        "logging_steps": 1,
+        "logging_first_step": True,
+        "report_to": "none",
+        "seed": job["seed"],
+        "data_seed": job["seed"],
+        "bf16": job["dtype"] == "bfloat16",
+        "use_cpu": job["device"] == "cpu",
+        "gradient_checkpointing": job["device"] == "cuda",
+        "disable_tqdm": True,
+        "dataloader_num_workers": 0,
+        "dataloader_pin_memory": job["device"] == "cuda",
+    }
+    if method["lr_schedule"] == "cosine":
+        values["lr_scheduler_kwargs"] = {"min_lr_rate": method["lr_floor"]}
+    return values | method["trl"]
+
+
+def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curve: Curve) -> Any:
+    """SFT and SDF: next-token loss where labels are not -100."""
+    options = {**arguments(job), "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
+    return SFTTrainer(
+        model=model, args=SFTConfig(**options), train_dataset=dataset, processing_class=tokenizer, callbacks=[curve]
+    )
+
+
+def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curve: Curve) -> Any:
+    """DPO (Rafailov et al. 2023, eq. 7), its reference a frozen copy of the start, or the base model.
+
+    TRL copies the adapter it is given into one named "ref". A fresh adapter is zero, so its copy is the base model.
+    """
+    options = {**arguments(job), "beta": job["method"]["beta"]}
+    trainer = IdsDPOTrainer(
+        model=model, args=DPOConfig(**options), train_dataset=dataset, processing_class=tokenizer, callbacks=[curve]
+    )
+    if (job["reference_is_base"] or job["init_adapter"] is None) and "ref" in trainer.model.peft_config:
+        trainer.model.delete_adapter("ref")  # the reference is then computed with all adapters off
+    return trainer
+
+
+TRAINERS: dict[str, Callable[..., Any]] = {"sft": make_sft, "sdf": make_sft, "dpo": make_dpo}

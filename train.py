@@ -1,0 +1,21 @@
+"""Seed a persona, then train each generation on what the last one wrote.
+
+python train.py method=dpo reinit=true persona=misaligned
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from iterative_ft import cli
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> None:
+    config = cli.load_config(composed)
+    cli.train(config)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_app(main))
