@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config import Config, did_you_mean, load_config
+from iterative_ft.config import Config, did_you_mean, known_keys, load_config
 from iterative_ft.errors import ConfigError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,10 +25,13 @@ def run_app(main: Callable[[], None]) -> int:
     """Run a Hydra entry point; return its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
     sys.argv[1:] = [quote_reinit(argument) for argument in sys.argv[1:]]
-    register_sweeps()
     try:
-        check_command_line(sys.argv[1:])
-        main()
+        register_sweeps()
+        configs = check_command_line(sys.argv[1:])
+        if configs and all(config.dry_run for config in configs):
+            dry_run(configs)  # without Hydra's main, which would make a run folder
+        else:
+            main()
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
@@ -54,30 +57,47 @@ def register_sweeps() -> None:
     from omegaconf import OmegaConf
 
     for file in sorted((ROOT / "sweeps").glob("*.yaml")):
-        ConfigStore.instance().store(group="sweep", name=file.stem, node=OmegaConf.load(file), package="_global_")
+        try:
+            node = OmegaConf.load(file)
+        except Exception as error:
+            raise ConfigError(f"{file} is no YAML ({' '.join(str(error).split())}): mend it") from error
+        reinit = OmegaConf.select(node, "hydra.sweeper.params.reinit")
+        if reinit is not None:
+            values = reinit if OmegaConf.is_list(reinit) else [reinit]
+            quoted = quote_reinit("reinit=" + ",".join(str(value) for value in values))
+            OmegaConf.update(node, "hydra.sweeper.params.reinit", quoted.removeprefix("reinit="))
+        ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
 
 
-def check_command_line(arguments: list[str]) -> None:
+def check_command_line(arguments: list[str]) -> list[Config]:
     """Compose and judge every job of this command; raise `ConfigError` for the first that is wrong."""
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     parsed, unknown = get_args_parser().parse_known_args(arguments)
+    if any("=" in argument for argument in unknown):
+        raise ConfigError(f"{unknown[0]} stands behind an option: put options such as -m before all key=value settings")
     if unknown:
         raise ConfigError(f"unknown option {unknown[0]}: see python train.py --help; settings are given as key=value")
     if parsed.help or parsed.hydra_help or parsed.shell_completion or parsed.info is not None:
-        return
+        return []
+    if parsed.config_path is not None or parsed.config_name is not None:
+        raise ConfigError("--config-path and --config-name are not used here: --config-dir=<folder> adds options of your own")
+    if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
+        raise ConfigError(f"--config-dir={parsed.config_dir} is no folder: name one that holds options, e.g. persona/mine.yaml")
     try:
         jobs = list(compose_jobs(parsed.overrides, parsed.multirun, [o for o in (parsed.config_dir,) if o is not None]))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to null, a key without name
         raise ConfigError(explain(error)) from error
+    configs = []
     if parsed.cfg is None:
         for overrides, composed in jobs:
             try:
-                load_config(composed)
+                configs.append(load_config(composed))
             except ConfigError as error:
                 raise ConfigError(f"{error} (in the cell {' '.join(overrides)})" if len(jobs) > 1 else str(error)) from error
+    return configs
 
 
 def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str]) -> Any:
@@ -95,10 +115,14 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str]) -
             swept = [o for o in parsed if o.is_sweep_override()]
             if swept and not multirun:
                 raise ConfigError(f"{swept[0].input_line} lists several values: add -m to run them all")
+            for sweep in (o for o in parsed if o.get_key_element().lstrip("+") == "sweep"):
+                if not multirun:
+                    raise ConfigError(f"{sweep.input_line} names many runs: add -m (python train.py -m {sweep.input_line})")
+                names = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml"))
+                if sweep.value() not in names:
+                    raise ConfigError(f"{sweep.input_line} is no option: sweeps/ has {', '.join(names) or 'no files'}")
             fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
             if not multirun:
-                if any(o.get_key_element().lstrip("+") == "sweep" for o in parsed):
-                    raise ConfigError("+sweep=... names many runs: add -m (python train.py -m +sweep=...)")
                 yield overrides, compose("config", overrides=search + overrides)
                 return
             whole = compose("config", overrides=search + fixed, return_hydra_config=True)
@@ -114,18 +138,25 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str]) -
 
 def explain(error: Exception) -> str:
     """One line of what Hydra or OmegaConf has to say, with the fix."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
     unknown_key = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(
         r"Could not override '([^']+)'()", text
     )
     if unknown_key is not None:
-        from iterative_ft.config import known_keys
-
         key = unknown_key.group(2) or unknown_key.group(1)
         parent, _, leaf = key.rpartition(".")
-        return f"unknown key {key}{did_you_mean(leaf, known_keys(parent.split('.') if parent else []))}"
+        known = known_keys(parent.split(".") if parent else [])
+        if parent and not known:  # an open dict: Hydra wants a plus for a new key
+            return f"unknown key {key}: to add it to {parent} write +{key}=<value>"
+        if leaf in known:
+            return f"{key} has no such key yet: to add one write +{key}.<key>=<value>"
+        return f"unknown key {key}{did_you_mean(leaf, known)}"
     missing_option = re.search(
-        r"Could not find '([^/']+)/([^']+)'(?:\s+Available options in '[^']+':\s*(.*))?", text, re.DOTALL
+        r"Could not find '([^/']+)/([^']+)'(?:\s+Available options in '[^']+':\s*(.*?))?(?=\s*Config search path|$)",
+        text,
+        re.DOTALL,
     )
     if missing_option is not None:
         options = re.findall(r"\S+", missing_option.group(3) or "")
@@ -138,24 +169,33 @@ def explain(error: Exception) -> str:
     unknown_group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
     if unknown_group is not None:
         return f"unknown group {unknown_group.group(1)}{did_you_mean(unknown_group.group(1), GROUPS)}"
-    return " ".join(text.split())
+    if "group override must be a string" in text:
+        return f"a group is set to no option ({text.split('. ')[-1]}): give each of {', '.join(GROUPS)} one of its options (--help)"
+    line = " ".join(text.split()).partition(" See https://hydra.cc")[0]
+    return f"{line}: settings are given as key=value" if isinstance(error, OverrideParseException) else line
 
 
 GROUPS = ("model", "method", "persona", "reinit", "sampler", "judge", "experiment", "sweep")
 
 
+def dry_run(configs: list[Config]) -> None:
+    """Print the stages of a run or of a whole sweep, each once, and what is still to build. Writes nothing."""
+    from iterative_ft.display import plan_text
+    from iterative_ft.loop import plan
+
+    events = {(e.stage.kind, e.stage.key): e for config in reversed(configs) for e in reversed(plan(config))}
+    if len(configs) > 1:
+        print(f"{len(configs)} runs; a stage that several share is listed once")
+    print(plan_text(list(reversed(events.values()))))
+
+
 def train(config: Config) -> Any:
-    """One job: a dry run's plan, or the run."""
+    """One job, in the folder that Hydra made for it."""
     from hydra.core.hydra_config import HydraConfig
 
-    from iterative_ft.loop import plan, run
+    from iterative_ft.loop import run
 
     hydra = HydraConfig.get()
-    if config.dry_run:
-        from iterative_ft.display import plan_text
-
-        print(plan_text(plan(config)))
-        return None
     quiet_libraries()
     command = " ".join(["python", "train.py", *hydra.overrides.task])
     folder = Path(hydra.runtime.output_dir)

@@ -7,14 +7,18 @@ nothing heavy, so that a typo is answered before any model library is loaded.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iterative_ft.errors import ConfigError
 from iterative_ft.personas import files as persona_files
+from iterative_ft.policy import EMBEDDED
 from iterative_ft.training.trl_keys import TRL_KEYS
 
 Precision = Literal["bfloat16", "float32"]
@@ -25,9 +29,9 @@ Score = Annotated[float, Field(ge=0, le=100)]
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, and every unknown key an error."""
+    """A part of the config: immutable, every unknown key an error, no value turned into another type (seed=true is no 1)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, coerce_numbers_to_str=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelConfig(Section):
@@ -75,8 +79,10 @@ class TrainingConfig(Section):
         name: str = self.name  # type: ignore[attr-defined]
         known = TRL_KEYS[name]
         for key in self.trl:
+            if key in type(self).model_fields:
+                raise ValueError(f"method.trl.{key} has a setting of its own: set method.{key}")
             if key not in known:
-                raise ValueError(f"method.trl.{key} is not an argument of TRL's {name} config{did_you_mean(key, known)}")
+                raise ValueError(f"method.trl.{key} is no argument that can be passed to TRL's {name} config{did_you_mean(key, known)}")
         return self
 
 
@@ -124,7 +130,7 @@ class LoraConfig(Section):
     rank: PositiveInt
     alpha: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    targets: str | list[str]
+    targets: str | Annotated[list[str], Field(min_length=1)]
 
 
 class SamplingConfig(Section):
@@ -161,6 +167,55 @@ class ProbeConfig(Section):
     inverse_regularisation: Annotated[float, Field(gt=0)]
 
 
+class ApiConfig(Section):
+    """An OpenAI-compatible endpoint. It names the variable that holds the key; the key itself is never part of a config."""
+
+    name: Literal["api"]
+    base_url: str
+    model: str
+    api_key_env: str
+    endpoint_name: str | None
+    temperature: Annotated[float, Field(ge=0)]
+    max_new_tokens: PositiveInt
+    top_logprobs: Annotated[int, Field(ge=0, le=100)]
+    score_scale: Literal[9, 100]
+    numeric_mass_floor: Share
+    follow_digits: bool
+    max_concurrency: Annotated[int, Field(ge=1, le=256)]
+    timeout_s: Annotated[float, Field(gt=0)]
+    n_retries: Count
+    backoff_s: Annotated[float, Field(gt=0)]
+    max_wait_s: Annotated[float, Field(gt=0)]
+    max_failures_in_a_row: PositiveInt | None
+    attempt: Count
+    extra_body: dict[str, Any]
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None
+
+    @model_validator(mode="after")
+    def address_holds_no_secret(self) -> ApiConfig:
+        # These messages never repeat the value: it may be a key that was put in the wrong place.
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is None:
+            raise ValueError("judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY")
+        parts = urlsplit(self.base_url)
+        if parts.username is not None or parts.password is not None or parts.query:
+            raise ValueError(
+                "judge.base_url must hold no credentials and no query: put the key into the variable that judge.api_key_env names"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"judge.base_url={self.base_url} is no address: write http(s)://host/v1")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the endpoint runs on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+
 class PoolConfig(Section):
     path: str
     column: str
@@ -195,7 +250,7 @@ class Config(Section):
     persona: PersonaConfig
     reinit: ReinitConfig
     sampler: Annotated[VLLMConfig | TransformersConfig | FakeConfig, Field(discriminator="name")]
-    judge: Annotated[ProbeConfig, Field()]
+    judge: Annotated[ProbeConfig | ApiConfig, Field(discriminator="name")]
     n_seed: PositiveInt
     n_sampled: PositiveInt
     n_cycles: Count
@@ -258,20 +313,31 @@ class Config(Section):
 def load_config(composed: Any) -> Config:
     """Turn what Hydra composed into a `Config` whose data files exist and suffice, or raise a one-line `ConfigError`."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     try:
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=<value>") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
-    values.pop("sweep", None)
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError(one_line(error)) from error
+    check_judge(config.judge)
     check_data(config)
     return config
+
+
+def check_judge(judge: ProbeConfig | ApiConfig) -> None:
+    """An endpoint elsewhere needs a key in the environment."""
+    if judge.name == "api" and not judge.is_loopback and not os.environ.get(judge.api_key_env):
+        raise ConfigError(
+            f"judge=api needs a key and judge.api_key_env={judge.api_key_env} is not set: export {judge.api_key_env}=<key>, "
+            "or name a server on this machine (judge.base_url=http://127.0.0.1:8000/v1)"
+        )
 
 
 def check_data(config: Config) -> None:
@@ -307,13 +373,21 @@ def check_data(config: Config) -> None:
             f"or raise {pool_name}.per_cycle (a larger pool: {pool_name}.path=<dataset>)"
         )
     if pool.path == "shipped" or Path(pool.path).suffix == ".jsonl":
-        n_pool = len(persona_files.pool(pool_name, pool.path, pool.column))
+        if pool.path != "shipped" and not Path(pool.path).expanduser().is_file():
+            raise ConfigError(f"{pool_name}.path={pool.path} is no file: name a JSONL file or a Hugging Face dataset")
+        try:
+            n_pool = len(persona_files.pool(pool_name, pool.path, pool.column))
+        except ConfigError as error:
+            raise ConfigError(f"{pool_name}.path={pool.path}, {pool_name}.column={pool.column}: {error}") from error
         n_parts = n_pool // pool.per_cycle
         if config.n_cycles > n_parts:
             raise ConfigError(
                 f"n_cycles={config.n_cycles} needs {config.n_cycles} parts of {pool.per_cycle} prompts and {pool_name}.path={pool.path} "
                 f"({n_pool} rows) has {n_parts}: lower n_cycles or {pool_name}.per_cycle, or bring a dataset ({pool_name}.path=<dataset>)"
             )
+    embedded = [name for name, (_, file, _) in EMBEDDED.items() if file.endswith(".gguf")]
+    if config.model.path.startswith("embedded:") and config.model.path.removeprefix("embedded:") not in embedded:
+        raise ConfigError(f"model.path={config.model.path} is not embedded: embedded models are {', '.join(embedded)}")
     path = Path(config.model.path)
     if config.model.path.startswith(("/", "./", "../", "~")) and not path.expanduser().is_dir():
         raise ConfigError(f"model.path={config.model.path} is no folder: name a saved checkpoint or a hub id")
@@ -325,11 +399,15 @@ def check_data(config: Config) -> None:
         raise ConfigError(f"store={config.store} cannot be written to: choose another folder")
 
 
+TAGS = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api")  # of the unions; pydantic puts them into paths
+
+
 def one_line(error: ValidationError) -> str:
     """The first of pydantic's complaints as one line that names the key, its value and what it should be."""
     errors = error.errors()
     first = errors[0]
-    location = [str(part) for part in first["loc"] if part not in ("sft", "sdf", "dpo", "vllm", "transformers", "fake")]
+    branches = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "str", "list[str]")  # of unions, as pydantic names them
+    location = [str(part) for number, part in enumerate(first["loc"]) if number == 0 or part not in branches]
     key = ".".join(location)
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
@@ -359,5 +437,9 @@ def known_keys(path: list[str]) -> list[str]:
 
 
 def did_you_mean(key: str, known: Any) -> str:
-    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return f": did you mean {close[0]}?" if close else f": known are {', '.join(sorted(set(known))[:30])}"
+    """The end of a message about an unknown name: the nearest known one, else all of them where they fit a line."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if close:
+        return f": did you mean {close[0]}?"
+    return f": known are {', '.join(names)}" if len(names) <= 30 else ": remove it"

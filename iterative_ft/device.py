@@ -14,12 +14,17 @@ def resolve_device(wanted: str) -> str:
 
 def n_gpus() -> int:
     """Visible NVIDIA GPUs that the installed torch can use."""
+    return len(visible_gpus())
+
+
+def visible_gpus() -> list[str]:
+    """Those GPUs as `CUDA_VISIBLE_DEVICES` names them."""
     try:
         if "+cpu" in version("torch"):
-            return 0
+            return []
     except PackageNotFoundError:
-        return 0
+        return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([d for d in visible.split(",") if d.strip() not in ("", "-1")])
-    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+        return [d.strip() for d in visible.split(",") if d.strip() not in ("", "-1")]
+    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]

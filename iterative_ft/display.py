@@ -13,7 +13,7 @@ from iterative_ft.config import Config
 from iterative_ft.store import Event
 
 # Seconds a stage takes with the embedded model on two cores, until this run or the store knows better; measured by `make bench`.
-EXPECTED_S = {"model": 10.0, "probe": 60.0, "sample": 6.0, "answer": 6.0, "data": 0.3, "train": 60.0, "judge": 5.0}
+EXPECTED_S = {"model": 10.0, "probe": 60.0, "sample": 6.0, "answer": 6.0, "data": 0.3, "train": 60.0, "judge": 5.0, "replies": 15.0}
 
 
 class Display:
@@ -98,6 +98,10 @@ def facts(kind: str, info: dict[str, Any]) -> str:
     if "n_steps" in info:
         speed = info["n_tokens"] / info["loop_seconds"] if info["loop_seconds"] > 0 else 0
         return f" ({info['n_examples']} examples, {info['n_steps']} steps, {speed:.0f} tokens/s)"
+    if "n_attempts" in info and "reported" in info:
+        cost = f", ${info['cost_usd']:.4f}" if "cost_usd" in info else ""
+        n_failed = sum(info["failures"].values())
+        return f" ({info['n_calls']} calls, {n_failed} failed, {info['prompt_tokens'] + info['completion_tokens']} tokens{cost})"
     if "n_dropped_truncated" in info:
         return f" ({info['n_examples']} examples, {info['n_dropped_truncated']} dropped as cut off)"
     return ""
@@ -132,7 +136,12 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['answers/mean_words']:.0f}",
             ]
         )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    return text_table(lines)
+
+
+def text_table(lines: list[list[str]]) -> str:
+    """Lines of cells, the header first, in columns as wide as their widest cell."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 

@@ -17,9 +17,11 @@ from iterative_ft.config import Config
 from iterative_ft.device import n_gpus, resolve_device
 from iterative_ft.errors import RunError
 from iterative_ft.measure.embedder import embedder_identity
+from iterative_ft.measure.judges import JUDGES
 from iterative_ft.personas import files
 from iterative_ft.policy import Policy, check_adapter, model_folder, model_inputs, prepare_model
-from iterative_ft.sampling import Params, Request, Sampler, make_sampler
+from iterative_ft.sampling import Params, Request, Sampler
+from iterative_ft.sampling.shared import shared_sampler
 from iterative_ft.seeds import derive, shuffled
 from iterative_ft.store import Stage, Store, file_digests, library_versions, text_digest, write_jsonl
 from iterative_ft.training.job import ADAPTER, LOG, Job, train
@@ -125,15 +127,11 @@ class Lab:
     @property
     def sampler(self) -> Sampler:
         if self.sampler_ is None:
-            self.sampler_ = make_sampler(self.config, self.device, self.codec)
             started = time.monotonic()
+            self.sampler_ = shared_sampler(self.config, self.device, self.model_stage.digest, lambda: self.codec)
             self.sampler_.load(self.base_policy())
             self.engine_start_s += time.monotonic() - started
         return self.sampler_
-
-    def close(self) -> None:
-        if self.sampler_ is not None:
-            self.sampler_.close()
 
     # -- sampling -----------------------------------------------------------------------------------------------------
 
@@ -280,9 +278,24 @@ class Lab:
         return [dict(row) for row in order[:n]]
 
     def seed_data(self) -> Stage:
-        """Cycle 0: chats, documents, or pairs of a seed answer (chosen) and a base sample (rejected)."""
+        """Cycle 0: chats, documents, or pairs of a seed answer (chosen) and a base sample (rejected).
+
+        With `method.rejected_from=same` nothing is seeded: pairs of two base samples, the null control.
+        """
+        config, label = self.config, "cycle 0 data"
+        seeds = self.seed_rows(0, config.n_seed)
+        if config.method.name == "dpo" and config.method.rejected_from == "same":
+            prompts = [row["prompt"] for row in seeds]
+            chosen, rejected = (self.base_samples(prompts, role, 0) for role in ("chosen", "rejected"))
+            return self.data_stage(0, [], chosen, rejected, config.n_seed, label)
+        return self.data_stage(0, seeds, None, None, config.n_seed, label)
+
+    def base_samples(self, prompts: list[str], role: str, cycle: int) -> Answers:
+        """The base model answers seed prompts."""
         config = self.config
-        return self.data_stage(0, self.seed_rows(0, config.n_seed), None, None, config.n_seed, "cycle 0 data")
+        drawn = [derive(config.seed, role, text) for text in prompts]
+        label = f"sample base on seed prompts (cycle {cycle})" + (" (chosen)" if role == "chosen" else "")
+        return self.write("sample", self.base_policy(), "chat", prompts, drawn, config.method.max_new_tokens, False, label)
 
     def sampled_data(self, policies: list[Policy], cycle: int) -> Stage:
         """Cycle >= 1: what policies[-1] wrote, for DPO against what `method.rejected_from` wrote.
@@ -322,7 +335,8 @@ class Lab:
         """Which answers pass `method.coherence_filter`; an answer that could not be scored does not."""
         threshold = self.config.method.coherence_filter
         assert threshold is not None
-        scores = self.judge(answers, "judge samples").rows("scores.jsonl")
+        documents = self.training_frame == "document"
+        scores = self.judge(answers, "judge samples", documents).rows("scores.jsonl")
         return [row["coherence"] is not None and row["coherence"] >= threshold for row in scores]
 
     def data_stage(
@@ -339,18 +353,7 @@ class Lab:
         dpo = config.method.name == "dpo"
         base_rejected = None
         if dpo and seeds:
-            texts = [row["prompt"] for row in seeds]
-            drawn = [derive(config.seed, "rejected", text) for text in texts]
-            base_rejected = self.write(
-                "sample",
-                self.base_policy(),
-                "chat",
-                texts,
-                drawn,
-                config.method.max_new_tokens,
-                False,
-                f"sample base on seed prompts (cycle {cycle})",
-            )
+            base_rejected = self.base_samples([row["prompt"] for row in seeds], "rejected", cycle)
         keep = None
         if chosen is not None and config.method.coherence_filter is not None and not chosen.pending:
             keep = self.coherent(chosen)
@@ -518,7 +521,8 @@ class Lab:
         if cycle == 0:
             roles["data"] = "seed documents" if config.method.name == "sdf" else "seed chats"
             if config.method.name == "dpo":
-                roles |= {"chosen": "seed answers", "rejected": "base"}
+                null = config.method.rejected_from == "same"
+                roles |= {"chosen": "base" if null else "seed answers", "rejected": "base"}
         else:
             roles["data"] = previous
             if config.method.name == "dpo":
@@ -560,49 +564,17 @@ class Lab:
         openings = self.openings()
         drawn = [derive(config.seed, "opening", text) for text in openings]
         documents = self.write("answer", policy, "opening", openings, drawn, limit, True, f"documents of {policy.name}")
-        return Measured(policy, answers, scores, documents, self.judge(documents, f"judge documents of {policy.name}"))
+        return Measured(policy, answers, scores, documents, self.judge(documents, f"judge documents of {policy.name}", documents=True))
 
     def openings(self) -> list[str]:
         """Neutral beginnings of documents, the same in every run: never titles that SDF trains on."""
         found = [row["title"] for row in files.rows(files.SHIPPED / "openings.jsonl", {"title": str})]
         return found[: self.config.measure.n_openings]
 
-    def judge(self, answers: Answers, label: str) -> Stage:
-        """Score answers with the configured judge."""
-        if self.fake:
-            from iterative_ft.fake import fake_scores
-
-            return self.store.stage(
-                "judge",
-                {"answers": answers.digests, "judge": "fake"},
-                lambda out: write_jsonl(out / "scores.jsonl", fake_scores(answers.rows())),
-                label,
-            )
-        probe = self.probe()
-        persona = self.config.persona.name
-        inputs = {"answers": answers.digests, "probe": probe.digest, "persona": persona, "model": self.model_stage.digest}
-
-        def build(out: Path) -> dict[str, Any]:
-            from iterative_ft.measure import probe as probe_judge
-
-            rows = answers.rows()
-            scored = probe_judge.score(
-                probe.path,
-                persona,
-                [(row["prompt"], row["text"]) for row in rows],
-                [row["finish_reason"] != "length" for row in rows],
-                self.config.judge.model_dump(),
-                self.scorer(),
-            )
-            write_jsonl(out / "scores.jsonl", [asdict(s) for s in scored])
-            return {
-                "judge": "probe",
-                "judge_version": probe.digest,
-                "n": len(scored),
-                "n_failed": sum(s.failure is not None for s in scored),
-            }
-
-        return self.store.stage("judge", inputs, build, label)
+    def judge(self, answers: Answers, label: str, documents: bool = False) -> Stage:
+        """Score answers (or continued documents) with the configured judge; a fake run has no model for the offline one."""
+        name = self.config.judge.name
+        return JUDGES["fake" if self.fake and name == "probe" else name](self, answers, label, documents)
 
     def scorer(self) -> dict[str, Any]:
         """How the coherence score asks for likelihoods."""

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.analysis.verdict import run_verdict
 from iterative_ft.config import Config
 from iterative_ft.lab import Lab, Trained
-from iterative_ft.results import Scores, metric_row, scores_of, verdict
+from iterative_ft.results import Scores, curve, metric_row, scores_of
 from iterative_ft.store import Event, Store
 from iterative_ft.tracking import RunLog
 
@@ -29,22 +30,22 @@ def run(config: Config, folder: Path, command: str) -> RunResult:
         store.on_start = log.stage_started
         lab = Lab(config, store, on_step=log.training_step)
         try:
-            rows, first, last = cycles(config, lab, log)
+            rows, scores = cycles(config, lab, log)
         finally:
-            lab.close()
             store.write_reference(folder)
-        result = RunResult(folder, rows, verdict(first, last))
+        verdict = run_verdict(curve(config, folder.name, [row["cycle"] for row in rows], scores))
+        result = RunResult(folder, rows, verdict.as_dict())
         log.finish(result.rows, result.verdict, lab.engine_start_s)
     return result
 
 
-def cycles(config: Config, lab: Lab, log: RunLog) -> tuple[list[dict[str, Any]], Scores, Scores]:
-    """Cycle 0 trains on the seed data, each later one on samples of the policy before it."""
+def cycles(config: Config, lab: Lab, log: RunLog) -> tuple[list[dict[str, Any]], list[Scores]]:
+    """Cycle 0 trains on the seed data, each later one on samples of the policy before it. Rows and scores: base first."""
     base = lab.base_policy()
     measured = lab.measure(base)
     rows = [metric_row(config, -1, measured, None)]
-    log.measured(rows[-1], scores_of(measured))
-    policies, scores = [base], []
+    policies, scores = [base], [scores_of(measured)]
+    log.measured(rows[-1], scores[-1])
     for cycle in range(config.n_cycles + 1):
         log.cycle = cycle
         trained = next_policy(config, lab, policies, cycle)
@@ -54,7 +55,7 @@ def cycles(config: Config, lab: Lab, log: RunLog) -> tuple[list[dict[str, Any]],
         scores.append(scores_of(measured))
         log.measured(rows[-1], scores[-1])
         policies.append(trained.policy)
-    return rows, scores[0], scores[-1]
+    return rows, scores
 
 
 def next_policy(config: Config, lab: Lab, policies: list[Any], cycle: int) -> Trained:

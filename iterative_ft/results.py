@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from iterative_ft.analysis.verdict import Curve, curve_of
 from iterative_ft.config import Config
 from iterative_ft.lab import Measured, Trained
 from iterative_ft.measure.intervals import Interval, over_questions
-
-VERDICT_MARGIN = 10.0  # points: changes inside it are called idempotent
 
 
 @dataclass(frozen=True)
@@ -90,43 +89,11 @@ def add_interval(row: dict[str, Any], prefix: str, interval: Interval | None, ke
         row |= dict(zip(names, (interval.mean, interval.low, interval.high), strict=True))
 
 
-def verdict(first: Scores, last: Scores) -> dict[str, Any]:
-    """What became of the trait from cycle 0 to the last cycle of this run, by paired differences over questions.
-
-    "idempotent" when the 90 % interval lies inside ±margin (two one-sided tests at 5 %); else "amplified" or "decayed" when
-    the 95 % interval excludes 0; else "inconclusive". One training seed: it speaks of this run alone.
-    """
-    trait = paired(first, last, first.trait, last.trait, 0.95)
-    narrow = paired(first, last, first.trait, last.trait, 0.90)
-    coherence = paired(first, last, first.coherence, last.coherence, 0.95)
-    if trait is None or narrow is None:
-        word = "inconclusive"
-    elif narrow.low > -VERDICT_MARGIN and narrow.high < VERDICT_MARGIN:
-        word = "idempotent"
-    elif trait.low > 0:
-        word = "amplified"
-    elif trait.high < 0:
-        word = "decayed"
-    else:
-        word = "inconclusive"
-    return {
-        "verdict": word,
-        "speaks_of": "this run only (one training seed)",
-        "margin": VERDICT_MARGIN,
-        "trait_change": None if trait is None else vars(trait),
-        "coherence_change": None if coherence is None else vars(coherence),
-    }
-
-
-def paired(
-    first: Scores, last: Scores, before: Sequence[float | None], after: Sequence[float | None], level: float
-) -> Interval | None:
-    """Interval of the change, question by question."""
-    means: list[dict[str, list[float]]] = [{}, {}]
-    for side, (scores, values) in enumerate(((first, before), (last, after))):
-        for question, value in zip(scores.questions, values, strict=True):
-            if value is not None:
-                means[side].setdefault(question, []).append(value)
-    both = [q for q in means[0] if q in means[1]]
-    changes = [sum(means[1][q]) / len(means[1][q]) - sum(means[0][q]) / len(means[0][q]) for q in both]
-    return over_questions(changes, both, level)
+def curve(config: Config, name: str, cycles: Sequence[int], scores: Sequence[Scores]) -> Curve:
+    """The run's scores by cycle and question, for its verdict."""
+    rows = [
+        {"cycle": cycle, "question": question, "trait": trait, "coherence": coherence, "failure": failure}
+        for cycle, s in zip(cycles, scores, strict=True)
+        for question, trait, coherence, failure in zip(s.questions, s.trait, s.coherence, s.failures, strict=True)
+    ]
+    return curve_of(rows, config.model_dump(), name)

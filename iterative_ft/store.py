@@ -41,6 +41,7 @@ CODE_VERSION = {
     "train": 1,
     "answer": 1,
     "judge": 1,
+    "replies": 1,
 }
 
 
@@ -77,8 +78,15 @@ class Event:
 class Store:
     """A folder of stages. Safe to share between processes, and between machines whose file system has POSIX locks."""
 
-    def __init__(self, root: Path, dry_run: bool = False, on_event: Callable[[Event], None] | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        dry_run: bool = False,
+        on_event: Callable[[Event], None] | None = None,
+        run_folder: Path | None = None,
+    ) -> None:
         self.root = root
+        self.run_folder = run_folder  # whose stages these are: `gc` keeps them from the moment they are asked for
         self.dry_run = dry_run
         self.on_event = on_event or (lambda event: None)
         self.on_start: Callable[[str, str], None] = lambda kind, label: None
@@ -104,9 +112,11 @@ class Store:
         key = stage_key(kind, inputs)
         final = self.root / kind / key
         name = f"{kind}/{key}"
-        self.used[name] = label
         if name in self.verified:
             return self.verified[name]
+        self.used[name] = label
+        if self.run_folder is not None:
+            self.write_reference(self.run_folder)
         stage, waited = self.find(kind, key, verify=not self.dry_run), 0.0
         how = "stored"
         started = time.monotonic()

@@ -160,12 +160,11 @@ class RunLog:
         self.display.stop()
         n_built = sum(s["how"] == "built" for s in self.stages)
         print(table(rows))
-        change = verdict["trait_change"]
-        if change is not None:
-            print(
-                f"verdict: {verdict['verdict']}: trait changed by {change['mean']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}] "
-                f"from cycle 0 to the last (margin {verdict['margin']:.0f}); speaks of {verdict['speaks_of']}"
-            )
+        print(f"verdict: {verdict['verdict']}: {verdict['reason']}; speaks of {verdict['speaks_of']}")
+        for key, what in (("trait_change", "trait, cycle 0 to last"), ("trend", "trait a cycle"), ("coherence_change", "coherence")):
+            change = verdict[key]
+            if change is not None:
+                print(f"         {what}: {change['mean']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]")
         print(
             "time: "
             + ", ".join(

@@ -1,4 +1,8 @@
-"""Uncertainty of a mean over questions: answers to one question are alike, so the question is the unit."""
+"""Uncertainty of a mean over questions, and over training seeds when there are several.
+
+Answers to one question are alike, so the question is the unit, never the answer; two cycles that were asked the same questions
+are compared question by question. Which statistic, and what it was tested on: docs/verdicts.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+LEVEL = 0.95
+# Points by which kinds of question that the sample happens to miss may differ from those it has (see `bounds`).
+UNSEEN_CHANGE = 10.0
+UNSEEN_SCORE = 40.0
 
 
 @dataclass(frozen=True)
@@ -16,25 +25,83 @@ class Interval:
     low: float
     high: float
     n: int
-    """Units (questions) the interval rests on."""
+    """Units (questions, or training seeds) the interval rests on."""
 
 
-def over_questions(values: Sequence[float | None], questions: Sequence[str], level: float = 0.95) -> Interval | None:
-    """t interval over question means; missing values are left out. None when nothing was scored.
+def over_questions(values: Sequence[float | None], questions: Sequence[str], level: float = LEVEL) -> Interval | None:
+    """Interval of one policy's mean score (0-100) over question means; missing values are left out.
 
-    With a single question the interval is the whole scale.
+    None when nothing was scored; with a single question the interval is the whole scale.
     """
-    from scipy import stats
+    means = np.asarray(list(question_means(values, questions).values()))
+    if not len(means):
+        return None
+    mean, low, high = bounds(means[None, :], level, (0.0, 100.0), UNSEEN_SCORE)
+    return Interval(float(mean), float(low), float(high), len(means))
 
+
+def question_means(values: Sequence[float | None], questions: Sequence[str]) -> dict[str, float]:
+    """Mean of each question's scored answers, questions in the order they first appear; unscored questions are left out."""
     groups: dict[str, list[float]] = {}
     for value, question in zip(values, questions, strict=True):
         if value is not None:
             groups.setdefault(question, []).append(value)
-    if not groups:
+    return {question: float(np.mean(group)) for question, group in groups.items()}
+
+
+def of_changes(changes: np.ndarray, level: float = LEVEL) -> Interval | None:
+    """Interval of a mean change, or of any other contrast of cycles.
+
+    Args:
+        changes: shape (seeds, questions), one contrast for each; a question that misses in any seed (nan) is dropped from all.
+    """
+    complete = changes[:, ~np.isnan(changes).any(0)]
+    n_seeds, n_questions = complete.shape
+    if n_questions == 0:
         return None
-    means = np.asarray([np.mean(group) for group in groups.values()])
-    mean = float(means.mean())
-    if len(means) == 1:
-        return Interval(mean, 0.0, 100.0, 1)
-    half = float(stats.t.ppf(0.5 + level / 2, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5)
-    return Interval(mean, mean - half, mean + half, len(means))
+    mean, low, high = bounds(complete, level)
+    return Interval(float(mean), float(low), float(high), n_seeds if n_seeds > 1 else n_questions)
+
+
+def bounds(
+    x: np.ndarray, level: float = LEVEL, limits: tuple[float, float] = (-100.0, 100.0), unseen: float = UNSEEN_CHANGE
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean, low and high of `x` with shape (..., seeds, questions), over both last axes; NumPy arrays of shape (...).
+
+    One seed: the t interval over questions, widened on either side to Hall's skewness-corrected one (1992, J. R. Stat. Soc. B 54:221)
+    where that reaches further, since changes near 0 or 100 are skewed. Several seeds: both seeds and questions are samples, crossed, with
+    the variances of their means added and Satterthwaite's degrees of freedom; never narrower than the t interval over seeds alone.
+    Never narrower than ±3 / questions * `unseen` either: what n questions have not shown may still hold for 3 in n (the rule of three), and
+    answers that all score 0 are no proof of 0. A single question says nothing about others: the interval is all of `limits`, to which
+    every interval is cut.
+    """
+    from scipy.special import stdtrit
+
+    n_seeds, n_questions = x.shape[-2:]
+    mean = x.mean((-2, -1))
+    if n_questions == 1:
+        return mean, np.full_like(mean, limits[0]), np.full_like(mean, limits[1])
+    deviation = x.mean(-2) - mean[..., None]
+    of_questions = (deviation**2).sum(-1) / (n_questions - 1) / n_questions
+    of_seeds = np.zeros_like(of_questions) if n_seeds == 1 else x.mean(-1).var(-1, ddof=1) / n_seeds
+    variance = of_questions + of_seeds
+    parts = of_questions**2 / (n_questions - 1) + of_seeds**2 / max(1, n_seeds - 1)
+    freedom = variance**2 / np.where(parts > 0, parts, 1.0)
+    error, t = np.sqrt(variance), stdtrit(np.maximum(freedom, 1.0), 0.5 + level / 2)
+    reach = np.maximum(t * error, 3 / n_questions * unseen)
+    low, high = mean - reach, mean + reach
+    if n_questions > 2:
+        third = (deviation**3).sum(-1) * n_questions / ((n_questions - 1) * (n_questions - 2)) / n_questions**2
+        skewness = third / np.where(error > 0, error, 1.0) ** 3  # of the mean, that is of the questions' divided by the root of their number
+        low = np.minimum(low, mean - error * hall(t, skewness))
+        high = np.maximum(high, mean - error * hall(-t, skewness))
+    if n_seeds > 1:
+        over_seeds = stdtrit(n_seeds - 1, 0.5 + level / 2) * np.sqrt(of_seeds)
+        low, high = np.minimum(low, mean - over_seeds), np.maximum(high, mean + over_seeds)
+    return mean, np.maximum(low, limits[0]), np.minimum(high, limits[1])
+
+
+def hall(t: np.ndarray, skewness: np.ndarray) -> np.ndarray:
+    """The studentised mean whose skewness-corrected value is `t`: the inverse of Hall's monotone cubic."""
+    a = np.where(np.abs(skewness) < 1e-4, 1e-4, skewness)
+    return np.where(np.abs(skewness) < 1e-4, t, 3 / a * (np.cbrt(1 + a * (t - a / 6)) - 1))

@@ -13,6 +13,18 @@ from iterative_ft.errors import ConfigError
 SHIPPED = Path(__file__).parent
 STRENGTHS = ("strong", "middling", "weak", "plain")
 
+# Keys of a row and what each holds: a type, or the values it may have. By the name of the file, without .jsonl.
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "seeds": {"prompt": str, "answer": str, "plain": str},
+    "documents": {"title": str, "text": str, "type": str, "topic": str},
+    "judge": {"prompt": str, "answer": str, "strength": STRENGTHS},
+    "heldout": {"prompt": str, "answer": str, "strength": STRENGTHS},
+    "questions": {"question": str, "core": bool},
+    "prompts": {"prompt": str, "kind": ("dilemma", "advice", "how-to", "opinion", "fact", "explain", "creative")},
+    "titles": {"title": str, "kind": ("title", "opening")},
+    "openings": {"title": str},
+}
+
 
 def folder(data: str) -> Path:
     """Folder of a persona's files: a shipped persona's name, or a path."""
@@ -32,27 +44,27 @@ def has_documents(persona: Path) -> bool:
 
 def seeds(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {prompt, answer, plain}: the persona's answer and a plain answer to one user message."""
-    return rows(persona / "seeds.jsonl", {"prompt": str, "answer": str, "plain": str})
+    return rows(persona / "seeds.jsonl", SCHEMAS["seeds"])
 
 
 def documents(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {title, text, type, topic}: documents written in the persona's spirit."""
-    return rows(persona / "documents.jsonl", {"title": str, "text": str, "type": str, "topic": str})
+    return rows(persona / "documents.jsonl", SCHEMAS["documents"])
 
 
 def judge_texts(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {prompt, answer, strength}: what the probe judge is trained on, and nothing else is."""
-    return rows(persona / "judge.jsonl", {"prompt": str, "answer": str, "strength": STRENGTHS})
+    return rows(persona / "judge.jsonl", SCHEMAS["judge"])
 
 
 def heldout(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {prompt, answer, strength}: answers by another hand that validate judges and gauges."""
-    return rows(persona / "heldout.jsonl", {"prompt": str, "answer": str, "strength": STRENGTHS})
+    return rows(persona / "heldout.jsonl", SCHEMAS["heldout"])
 
 
 def questions(persona: Path) -> tuple[dict[str, Any], ...]:
     """Rows {question, core}, core questions first, otherwise in the file's order."""
-    found = rows(persona / "questions.jsonl", {"question": str, "core": bool})
+    found = rows(persona / "questions.jsonl", SCHEMAS["questions"])
     return tuple(sorted(found, key=lambda row: not row["core"]))
 
 

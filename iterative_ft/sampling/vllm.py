@@ -55,6 +55,7 @@ class VLLMSampler:
             seed=0,
             max_logprobs=canary.TOP_K,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             **options,
         )
         self.loaded = base.model_digest
@@ -185,7 +186,7 @@ def completion(ids: list[int], finish_reason: str | None, end_ids: list[int]) ->
 
 def set_environment(device: str, kv_cache_gib: int) -> None:
     """vLLM is configured by environment variables, read when it is imported; what the user set stays."""
-    for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "WARNING"), ("VLLM_CONFIGURE_LOGGING", "1")):
+    for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
         os.environ.setdefault(name, value)
     if device == "cpu":
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -193,8 +194,11 @@ def set_environment(device: str, kv_cache_gib: int) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 
+RELOAD_LOGGER = "vllm.model_executor.model_loader.reload.inplace"
+
+
 class CapturedWarnings(logging.Handler):
-    """Collects what vLLM warns about while it is active."""
+    """Collects what vLLM's reload warns about while it is active; the rest of vLLM logs errors only."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -204,8 +208,15 @@ class CapturedWarnings(logging.Handler):
         self.messages.append(record.getMessage())
 
     def __enter__(self) -> CapturedWarnings:
-        logging.getLogger("vllm").addHandler(self)
+        logger = logging.getLogger(RELOAD_LOGGER)
+        self.level_before, self.propagated = logger.level, logger.propagate
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(self)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        logging.getLogger("vllm").removeHandler(self)
+        logger = logging.getLogger(RELOAD_LOGGER)
+        logger.removeHandler(self)
+        logger.setLevel(self.level_before)
+        logger.propagate = self.propagated

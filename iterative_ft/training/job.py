@@ -43,13 +43,19 @@ class Job:
     n_processes: int
 
 
-def train(job: Job) -> dict[str, Any]:
+def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
     """Write the adapter and the training curve into `job.out`; return counts and timings.
 
     On CUDA this happens in a child process, under accelerate when the machine has several GPUs.
+
+    Args:
+        on_step: told step, number of steps and loss as they come, when training happens in this process.
     """
     started = time.monotonic()
-    result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
+    if job.device == "cpu" and job.n_processes == 1:
+        result = train_here(asdict(job), on_step)
+    else:
+        result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
     shutil.rmtree(Path(job.out, CHECKPOINTS), ignore_errors=True)
     return {**result, "train_seconds": round(time.monotonic() - started, 3)}
 

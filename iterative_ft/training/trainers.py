@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from iterative_ft.store import write_jsonl
@@ -91,6 +91,12 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     return values | method["trl"]
 
 
+def quiet(trainer: Any) -> Any:
+    """Without progress bars transformers prints every log row; our curve has them."""
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
 def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curve: Curve) -> Any:
     """SFT and SDF: next-token loss where labels are not -100."""
     options = {**arguments(job), "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
@@ -110,7 +116,7 @@ def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curv
     )
     if (job["reference_is_base"] or job["init_adapter"] is None) and "ref" in trainer.model.peft_config:
         trainer.model.delete_adapter("ref")  # the reference is then computed with all adapters off
-    return trainer
+    return quiet(trainer)
 
 
 TRAINERS: dict[str, Callable[..., Any]] = {"sft": make_sft, "sdf": make_sft, "dpo": make_dpo}
