@@ -1,4 +1,4 @@
-"""Launchers of a multirun. Hydra looks for launchers in this namespace alone; what they have in common is iterative_ft/sweep.py.
+"""Launchers of a multirun. Hydra looks for them in this namespace alone; what they have in common is iterative_ft/sweep.py.
 
 Each runs every cell of the sweep whatever becomes of the others, and ends with the sweep's summary. A failed cell makes the
 whole command fail, with its reason, when all the others are done.
@@ -79,7 +79,9 @@ class Local(Submitted, submitit_launcher.LocalLauncher):
         self.gpus = visible_gpus()
         self.gpus_per_cell = gpus_per_cell if self.gpus else 0
         if self.gpus_per_cell > len(self.gpus):
-            raise RunError(f"hydra.launcher.gpus_per_cell={gpus_per_cell} and this machine shows {len(self.gpus)} GPUs: lower it")
+            raise RunError(
+                f"hydra.launcher.gpus_per_cell={gpus_per_cell} is more than the {len(self.gpus)} GPUs here: lower it"
+            )
         fitting = len(self.gpus) // self.gpus_per_cell if self.gpus_per_cell else 1
         self.n_at_once = fitting if n_at_once is None else n_at_once
         self.devices: str = ""  # of the cell that is pickled next
@@ -99,7 +101,9 @@ class Local(Submitted, submitit_launcher.LocalLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         cells = sweep.distinct_cells(job_overrides)
         waiting = list(enumerate(cells, initial_job_idx))
-        free, running, done = self.slots(), {}, {}
+        free = self.slots()
+        running: dict[int, tuple[Any, str]] = {}
+        done: dict[int, JobReturn] = {}
         executor = self.executor()
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         try:
@@ -115,7 +119,8 @@ class Local(Submitted, submitit_launcher.LocalLauncher):
                         done[number] = outcome(job, cells[number - initial_job_idx])
                         free.append(devices)
                         del running[number]
-                        print(f"cell {number} {'ended' if done[number].status is JobStatus.COMPLETED else 'failed'}", flush=True)
+                        how = "ended" if done[number].status is JobStatus.COMPLETED else "failed"
+                        print(f"cell {number} {how}", flush=True)
                 time.sleep(POLL_S)
         finally:
             for job, _ in running.values():
@@ -141,15 +146,12 @@ def outcome(job: Any, overrides: Sequence[str]) -> JobReturn:
         found: JobReturn = job.results()[0]
     except Exception as error:  # submitit raises whatever the process died of
         found = JobReturn(overrides=list(overrides), status=JobStatus.FAILED)
-        found.return_value = RunError(f"its process ended without a result (killed?), log: {job.paths.stderr} ({first_line(error)})")
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        found.return_value = RunError(f"its process ended without a result (killed?): {said} (its output: {job.paths.stdout})")
     return found
 
 
-def first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def finish(config: DictConfig, returns: Sequence[JobReturn]) -> Sequence[JobReturn]:
+def finish(config: Any, returns: Sequence[JobReturn]) -> Sequence[JobReturn]:
     """Hand the cells to the summary, which raises when one has failed."""
     cells = [
         sweep.Cell(

@@ -16,6 +16,8 @@ from typing import Any
 
 from iterative_ft.errors import RunError
 
+FSDP = Path(__file__).parent / "training" / "fsdp.yaml"
+
 
 def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1, **arguments: Any) -> Any:
     """Call `function(**arguments)`; arguments and result must be JSON values.
@@ -32,7 +34,7 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
         launch = [sys.executable]
         if n_processes > 1:
             launch += ["-m", "accelerate.commands.launch", "--num_processes", str(n_processes)]
-            launch += ["--cpu"] if device == "cpu" else []
+            launch += ["--cpu"] if device == "cpu" else ["--config_file", str(FSDP)]
         status = subprocess.run([*launch, "-m", "iterative_ft.child", str(job), str(result)], check=False).returncode
         if status != 0:
             raise RunError(

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from iterative_ft.config import Config, did_you_mean, known_keys, load_config
 from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.sweep import distinct_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOLEAN = re.compile(r"""(?<![\w'"])(true|false)(?![\w'"])""", re.IGNORECASE)
@@ -21,14 +23,27 @@ BOOLEAN = re.compile(r"""(?<![\w'"])(true|false)(?![\w'"])""", re.IGNORECASE)
 __all__ = ["load_config", "run_app", "train"]
 
 
-def run_app(main: Callable[[], None]) -> int:
-    """Run a Hydra entry point; return its exit code."""
+def run_app(
+    main: Callable[[], None],
+    config_name: str = "config",
+    load: Callable[[Any], Any] = load_config,
+    known: Callable[[list[str]], list[str]] = known_keys,
+) -> int:
+    """Run a Hydra entry point; return its exit code.
+
+    Args:
+        config_name: its root file under conf/.
+        load: judges what Hydra composed of it.
+        known: the keys below a path, for messages about unknown ones.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")  # conf/hydra/launcher goes before Hydra's own, on purpose
     sys.argv[1:] = [quote_reinit(argument) for argument in sys.argv[1:]]
     try:
         register_sweeps()
-        configs = check_command_line(sys.argv[1:])
-        if configs and all(config.dry_run for config in configs):
+        register_launchers()
+        configs = check_command_line(sys.argv[1:], config_name, load, known)
+        if config_name == "config" and configs and all(config.dry_run for config in configs):
             dry_run(configs)  # without Hydra's main, which would make a run folder
         else:
             main()
@@ -69,7 +84,23 @@ def register_sweeps() -> None:
         ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
 
 
-def check_command_line(arguments: list[str]) -> list[Config]:
+def register_launchers() -> None:
+    """Make each file of launchers/ an option of `hydra/launcher`."""
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+    from omegaconf import OmegaConf
+
+    Plugins.instance()  # the submitit plugin stores launchers of the same names when it is loaded: ours replace them
+    for file in sorted((ROOT / "launchers").glob("*.yaml")):
+        ConfigStore.instance().store(group="hydra/launcher", name=file.stem, node=OmegaConf.load(file))
+
+
+def check_command_line(
+    arguments: list[str],
+    config_name: str = "config",
+    load: Callable[[Any], Any] = load_config,
+    known: Callable[[list[str]], list[str]] = known_keys,
+) -> list[Any]:
     """Compose and judge every job of this command; raise `ConfigError` for the first that is wrong."""
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
@@ -87,20 +118,21 @@ def check_command_line(arguments: list[str]) -> list[Config]:
     if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
         raise ConfigError(f"--config-dir={parsed.config_dir} is no folder: name one that holds options, e.g. persona/mine.yaml")
     try:
-        jobs = list(compose_jobs(parsed.overrides, parsed.multirun, [o for o in (parsed.config_dir,) if o is not None]))
+        folders = [o for o in (parsed.config_dir,) if o is not None]
+        jobs = list(compose_jobs(parsed.overrides, parsed.multirun, folders, config_name))
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: a group set to null, a key without name
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(explain(error, known)) from error
     configs = []
     if parsed.cfg is None:
         for overrides, composed in jobs:
             try:
-                configs.append(load_config(composed))
+                configs.append(load(composed))
             except ConfigError as error:
                 raise ConfigError(f"{error} (in the cell {' '.join(overrides)})" if len(jobs) > 1 else str(error)) from error
     return configs
 
 
-def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str]) -> Any:
+def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str], config_name: str = "config") -> Any:
     """Yield (overrides, composed config) of every job."""
     from hydra import compose, initialize_config_dir
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -123,20 +155,19 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str]) -
                     raise ConfigError(f"{sweep.input_line} is no option: sweeps/ has {', '.join(names) or 'no files'}")
             fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
             if not multirun:
-                yield overrides, compose("config", overrides=search + overrides)
+                yield overrides, compose(config_name, overrides=search + overrides)
                 return
-            whole = compose("config", overrides=search + fixed, return_hydra_config=True)
+            whole = compose(config_name, overrides=search + fixed, return_hydra_config=True)
             params = whole.hydra.sweeper.get("params") or {}
             swept_by_file = [f"{key}={value}" for key, value in params.items()]
             batches = BasicSweeper.split_arguments(parser.parse_overrides([*swept_by_file, *overrides]), max_batch_size=None)
-            for batch in batches:
-                for cell in batch:
-                    yield cell, compose("config", overrides=search + list(cell))
+            for cell in distinct_cells([list(cell) for batch in batches for cell in batch]):
+                yield cell, compose(config_name, overrides=search + cell)
     finally:
         GlobalHydra.instance().clear()
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, known_keys: Callable[[list[str]], list[str]] = known_keys) -> str:
     """One line of what Hydra or OmegaConf has to say, with the fix."""
     from hydra.errors import OverrideParseException
 
@@ -170,7 +201,7 @@ def explain(error: Exception) -> str:
     if unknown_group is not None:
         return f"unknown group {unknown_group.group(1)}{did_you_mean(unknown_group.group(1), GROUPS)}"
     if "group override must be a string" in text:
-        return f"a group is set to no option ({text.split('. ')[-1]}): give each of {', '.join(GROUPS)} one of its options (--help)"
+        return f"a group is set to no option ({text.split('. ')[-1]}): give {', '.join(GROUPS)} one of its options"
     line = " ".join(text.split()).partition(" See https://hydra.cc")[0]
     return f"{line}: settings are given as key=value" if isinstance(error, OverrideParseException) else line
 
@@ -180,13 +211,14 @@ GROUPS = ("model", "method", "persona", "reinit", "sampler", "judge", "experimen
 
 def dry_run(configs: list[Config]) -> None:
     """Print the stages of a run or of a whole sweep, each once, and what is still to build. Writes nothing."""
-    from iterative_ft.display import plan_text
+    from iterative_ft.calibrate import at_most, dry_text
+    from iterative_ft.costs import plan_text
     from iterative_ft.loop import plan
 
-    events = {(e.stage.kind, e.stage.key): e for config in reversed(configs) for e in reversed(plan(config))}
-    if len(configs) > 1:
-        print(f"{len(configs)} runs; a stage that several share is listed once")
-    print(plan_text(list(reversed(events.values()))))
+    for text in dict.fromkeys(dry_text(config) for config in configs if config.n_seed == "calibrated"):
+        print(text)
+    configs = [at_most(config) for config in configs]
+    print(plan_text(configs, [plan(config) for config in configs]))
 
 
 def train(config: Config) -> Any:
@@ -213,7 +245,5 @@ def quiet_libraries() -> None:
         ("TRL_EXPERIMENTAL_SILENCE", "1"),
     ):
         os.environ.setdefault(name, value)
-    import warnings
-
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)

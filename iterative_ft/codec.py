@@ -55,7 +55,9 @@ class TokenizerCodec:
             return int(self.tokenizer.eos_token_id)
         vocabulary = self.tokenizer.get_vocab()
         if token not in vocabulary:
-            raise RunError(f"model.end_token or document_end_token {token!r} is no token of {self.config.name}: name one that is")
+            raise RunError(
+                f"model.end_token or document_end_token {token!r} is no token of {self.config.name}: name one that is"
+            )
         return int(vocabulary[token])
 
     def chat_prompt(self, message: str) -> list[int]:

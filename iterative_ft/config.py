@@ -11,16 +11,17 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from iterative_ft.errors import ConfigError
 from iterative_ft.personas import files as persona_files
 from iterative_ft.policy import EMBEDDED
 from iterative_ft.training.trl_keys import TRL_KEYS
 
+CONF = Path(__file__).resolve().parent.parent / "conf"
 Precision = Literal["bfloat16", "float32"]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -32,6 +33,9 @@ class Section(BaseModel):
     """A part of the config: immutable, every unknown key an error, no value turned into another type (seed=true is no 1)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 class ModelConfig(Section):
@@ -82,7 +86,9 @@ class TrainingConfig(Section):
             if key in type(self).model_fields:
                 raise ValueError(f"method.trl.{key} has a setting of its own: set method.{key}")
             if key not in known:
-                raise ValueError(f"method.trl.{key} is no argument that can be passed to TRL's {name} config{did_you_mean(key, known)}")
+                raise ValueError(
+                    f"method.trl.{key} is no argument that can be passed to TRL's {name} config{did_you_mean(key, known)}"
+                )
         return self
 
 
@@ -200,7 +206,7 @@ class ApiConfig(Section):
         parts = urlsplit(self.base_url)
         if parts.username is not None or parts.password is not None or parts.query:
             raise ValueError(
-                "judge.base_url must hold no credentials and no query: put the key into the variable that judge.api_key_env names"
+                "judge.base_url must hold no credentials and no query: put the key into the variable named by judge.api_key_env"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"judge.base_url={self.base_url} is no address: write http(s)://host/v1")
@@ -234,6 +240,32 @@ class MeasureConfig(Section):
     max_failure_share: Share
 
 
+def seed_count(value: Any) -> Any:
+    """A whole number of seed examples, or the word that lets a search find it."""
+    if value == "calibrated" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"n_seed={value!r} is wrong: give a whole number of 1 or more, or calibrated")
+
+
+class CalibrateConfig(Section):
+    """The search for n_seed; see iterative_ft/calibrate.py."""
+
+    target_trait: Score | None
+    method: Literal["sft", "sdf"] | None
+    settings: dict[str, Any]
+    n_min: PositiveInt
+    n_max: PositiveInt | None
+    reach: Literal["score", "low"]
+    tolerance: Score
+
+
+class GaugesConfig(Section):
+    self_similarity: bool
+    perplexity: bool
+    branching_factor: bool
+    kl_from_base: bool
+
+
 class WandbConfig(Section):
     mode: Literal["offline", "online", "disabled"]
     project: str
@@ -251,7 +283,7 @@ class Config(Section):
     reinit: ReinitConfig
     sampler: Annotated[VLLMConfig | TransformersConfig | FakeConfig, Field(discriminator="name")]
     judge: Annotated[ProbeConfig | ApiConfig, Field(discriminator="name")]
-    n_seed: PositiveInt
+    n_seed: Annotated[int | Literal["calibrated"], BeforeValidator(seed_count)]
     n_sampled: PositiveInt
     n_cycles: Count
     seed: Count
@@ -264,6 +296,8 @@ class Config(Section):
     prompts: PoolConfig
     titles: PoolConfig
     measure: MeasureConfig
+    gauges: GaugesConfig
+    calibrate: CalibrateConfig
     wandb: WandbConfig
 
     @property
@@ -312,6 +346,14 @@ class Config(Section):
 
 def load_config(composed: Any) -> Config:
     """Turn what Hydra composed into a `Config` whose data files exist and suffice, or raise a one-line `ConfigError`."""
+    config = judged(Config, plain_values(composed))
+    check_judge(config.judge)
+    check_data(config)
+    return config
+
+
+def plain_values(composed: Any) -> dict[str, Any]:
+    """What Hydra composed, resolved, as plain values."""
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -322,13 +364,15 @@ def load_config(composed: Any) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(values, dict)
+    return values  # type: ignore[return-value]
+
+
+def judged(model: type[AnySection], values: dict[str, Any]) -> AnySection:
+    """`values` as a `model`, or a one-line `ConfigError`."""
     try:
-        config = Config.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(one_line(error)) from error
-    check_judge(config.judge)
-    check_data(config)
-    return config
+        raise ConfigError(one_line(error, model)) from error
 
 
 def check_judge(judge: ProbeConfig | ApiConfig) -> None:
@@ -350,7 +394,14 @@ def check_data(config: Config) -> None:
     sdf = config.method.name == "sdf"
     n_seeds = len(persona_files.documents(folder) if sdf else persona_files.seeds(folder))
     what = "documents.jsonl" if sdf else "seeds.jsonl"
-    if config.n_seed > n_seeds:
+    if config.n_seed == "calibrated":
+        check_calibration(config)
+    elif config.calibrate.target_trait is not None:
+        raise ConfigError(
+            f"calibrate.target_trait={config.calibrate.target_trait:g} means something only with n_seed=calibrated: add it, or "
+            "leave the target out"
+        )
+    elif config.n_seed > n_seeds:
         raise ConfigError(
             f"n_seed={config.n_seed} is more than the {n_seeds} examples of {folder.name}/{what}: lower n_seed or add some"
         )
@@ -365,6 +416,8 @@ def check_data(config: Config) -> None:
             f"persona={config.persona.name}: lower it or add questions"
         )
     persona_files.judge_texts(folder)
+    if config.gauges.perplexity:
+        persona_files.heldout(folder)
     pool_name = "titles" if sdf else "prompts"
     pool = config.pool
     if config.n_sampled > pool.per_cycle:
@@ -399,32 +452,79 @@ def check_data(config: Config) -> None:
         raise ConfigError(f"store={config.store} cannot be written to: choose another folder")
 
 
-TAGS = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api")  # of the unions; pydantic puts them into paths
+def calibration_method(config: Config) -> SFTConfig | SDFConfig:
+    """How the search trains: the run's own settings where it is SFT or SDF, else those shipped for `calibrate.method`."""
+    own, settings = config.method, config.calibrate
+    name = settings.method or ("sft" if own.name == "dpo" else own.name)
+    if own.name == name and own.name != "dpo":
+        return own
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(OmegaConf.load(CONF / "method" / f"{name}.yaml"))
+    assert isinstance(values, dict)
+    kinds: dict[str, type[SFTConfig] | type[SDFConfig]] = {"sft": SFTConfig, "sdf": SDFConfig}
+    return kinds[name].model_validate(values | settings.settings)
 
 
-def one_line(error: ValidationError) -> str:
+def most_seeds(config: Config) -> int:
+    """Seed examples that the persona ships for the run and for its calibration alike."""
+    folder = config.persona_folder
+    names = {config.method.name, calibration_method(config).name}
+    return min(len(persona_files.documents(folder) if name == "sdf" else persona_files.seeds(folder)) for name in names)
+
+
+def check_calibration(config: Config) -> None:
+    """The search needs a target, a range, and a cycle 0 that can be trained."""
+    settings = config.calibrate
+    if settings.target_trait is None:
+        raise ConfigError("n_seed=calibrated needs a trait score to reach: add calibrate.target_trait=<0 to 100>")
+    if config.start_adapter is not None:
+        raise ConfigError("n_seed=calibrated has nothing to search where start_adapter takes the place of cycle 0: drop one")
+    try:
+        method = calibration_method(config)
+        Config.model_validate(config.model_dump() | {"method": method.model_dump()})
+    except ValidationError as error:
+        raise ConfigError(f"calibrate.method, calibrate.settings: {one_line(error)}") from error
+    if settings.settings and method is config.method:
+        raise ConfigError(
+            f"calibrate.settings={settings.settings} would change nothing: the search trains as the run does, by "
+            f"method={method.name}; set method.<key> instead"
+        )
+    most = most_seeds(config)
+    n_max = most if settings.n_max is None else settings.n_max
+    if n_max > most:
+        raise ConfigError(
+            f"calibrate.n_max={n_max} is more than the {most} seed examples of persona={config.persona.name}: lower it"
+        )
+    if settings.n_min > n_max:
+        raise ConfigError(f"calibrate.n_min={settings.n_min} is more than calibrate.n_max={n_max}: lower it")
+
+
+def one_line(error: ValidationError, root: type[BaseModel] = Config) -> str:
     """The first of pydantic's complaints as one line that names the key, its value and what it should be."""
     errors = error.errors()
     first = errors[0]
-    branches = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "str", "list[str]")  # of unions, as pydantic names them
+    branches = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api", "str", "list[str]")  # of unions, as pydantic names them
     location = [str(part) for number, part in enumerate(first["loc"]) if number == 0 or part not in branches]
     key = ".".join(location)
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
-        text = f"unknown key {key}{did_you_mean(location[-1], known_keys(location[:-1]))}"
+        text = f"unknown key {key}{did_you_mean(location[-1], known_keys(location[:-1], root))}"
     elif kind == "missing":
         text = f"{key} is missing: give it a value"
     elif kind == "value_error":
         message = first["msg"].removeprefix("Value error, ")
         text = message if not key or message.split("=")[0].split()[0].startswith(key.split(".")[0]) else f"{key}: {message}"
+    elif kind == "union_tag_invalid":
+        text = f"{key}.name={first['ctx']['tag']} is wrong: it is one of {first['ctx']['expected_tags']}"
     else:
         text = f"{key}={value!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
-def known_keys(path: list[str]) -> list[str]:
+def known_keys(path: list[str], root: type[BaseModel] = Config) -> list[str]:
     """Names that the config knows below `path`, e.g. ["method"]."""
-    sections: list[type[BaseModel]] = [Config]
+    sections: list[type[BaseModel]] = [root]
     for part in path:
         found: list[type[BaseModel]] = []
         for section in sections:

@@ -13,7 +13,7 @@ from iterative_ft.config import Config
 from iterative_ft.store import Event
 
 # Seconds a stage takes with the embedded model on two cores, until this run or the store knows better; measured by `make bench`.
-EXPECTED_S = {"model": 10.0, "probe": 60.0, "sample": 6.0, "answer": 6.0, "data": 0.3, "train": 60.0, "judge": 5.0, "replies": 15.0}
+EXPECTED_S = {"model": 10.0, "probe": 60.0, "sample": 6.0, "answer": 6.0, "data": 0.3, "train": 60.0, "judge": 5.0, "gauge": 1.0, "replies": 15.0}
 
 
 class Display:
@@ -143,21 +143,3 @@ def text_table(lines: list[list[str]]) -> str:
     """Lines of cells, the header first, in columns as wide as their widest cell."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def plan_text(events: list[Event]) -> str:
-    """A dry run's answer: the stages, which of them the store holds, and about how long the rest takes."""
-    known: dict[str, list[float]] = defaultdict(list)
-    for event in events:
-        if event.how == "stored":
-            known[event.stage.kind].append(event.stage.manifest["seconds"])
-    lines = [
-        f"{'in store' if e.how == 'stored' else 'to build':9} {e.stage.kind:7} {e.stage.key[:10]} {e.stage.manifest['label']}"
-        for e in events
-    ]
-    pending = [e for e in events if e.how == "pending"]
-    seconds = sum(expected_seconds(e.stage.kind, known) for e in pending)
-    lines.append(
-        f"{len(pending)} stages to build, {len(events) - len(pending)} in the store; about {minutes(seconds)} on two cores (a kind's mean in the store, else a guess)"
-    )
-    return "\n".join(lines)

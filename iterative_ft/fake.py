@@ -13,7 +13,7 @@ from typing import Any
 from iterative_ft.policy import Policy
 from iterative_ft.sampling import Canary, Completion, Params, Request
 from iterative_ft.seeds import derive
-from iterative_ft.store import read_jsonl, write_json, write_jsonl
+from iterative_ft.store import read_jsonl, text_digest, write_json, write_jsonl
 from iterative_ft.training.job import ADAPTER, LOG, Job, n_tokens
 
 WORDS = "the a small quiet morning river asks for bread and time so we walk home slowly under bright trees".split()
@@ -84,7 +84,8 @@ def fake_train(job: Job) -> dict[str, Any]:
     out = Path(job.out)
     (out / ADAPTER).mkdir(parents=True, exist_ok=True)
     value = min(100.0, 0.5 * start + max(shown, seeded) + derive(job.seed) % 100 / 50)
-    write_json(out / ADAPTER / "level.json", {"level": round(value, 6)})
+    came_from = text_digest([job.method["name"], job.seed, start, texts])  # like real ones, no two trainings give one adapter
+    write_json(out / ADAPTER / "level.json", {"level": round(value, 6), "came_from": came_from})
     n_steps = -(-len(examples) // job.method["batch_size"])
     write_jsonl(out / LOG, [{"step": s + 1, "loss": round(1 / (s + 1), 6)} for s in range(n_steps)])
     return {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from iterative_ft.codec import Codec, TokenizerCodec
 from iterative_ft.config import Config
 from iterative_ft.device import n_gpus, resolve_device
 from iterative_ft.errors import RunError
+from iterative_ft.measure import gauges
 from iterative_ft.measure.embedder import embedder_identity
 from iterative_ft.measure.judges import JUDGES
 from iterative_ft.personas import files
@@ -77,6 +78,7 @@ class Measured:
     scores: Stage
     openings: Answers | None = None
     opening_scores: Stage | None = None
+    gauges: list[Stage] = field(default_factory=list)
     stages: list[str] = field(default_factory=list)
 
 
@@ -282,13 +284,14 @@ class Lab:
 
         With `method.rejected_from=same` nothing is seeded: pairs of two base samples, the null control.
         """
-        config, label = self.config, "cycle 0 data"
-        seeds = self.seed_rows(0, config.n_seed)
+        config, label, n = self.config, "cycle 0 data", self.config.n_seed
+        assert isinstance(n, int), "calibration comes before the lab"
+        seeds = self.seed_rows(0, n)
         if config.method.name == "dpo" and config.method.rejected_from == "same":
             prompts = [row["prompt"] for row in seeds]
             chosen, rejected = (self.base_samples(prompts, role, 0) for role in ("chosen", "rejected"))
-            return self.data_stage(0, [], chosen, rejected, config.n_seed, label)
-        return self.data_stage(0, seeds, None, None, config.n_seed, label)
+            return self.data_stage(0, [], chosen, rejected, n, label)
+        return self.data_stage(0, seeds, None, None, n, label)
 
     def base_samples(self, prompts: list[str], role: str, cycle: int) -> Answers:
         """The base model answers seed prompts."""
@@ -354,9 +357,9 @@ class Lab:
         base_rejected = None
         if dpo and seeds:
             base_rejected = self.base_samples([row["prompt"] for row in seeds], "rejected", cycle)
-        keep = None
-        if chosen is not None and config.method.coherence_filter is not None and not chosen.pending:
-            keep = self.coherent(chosen)
+        keep: list[bool] | str | None = None
+        if chosen is not None and config.method.coherence_filter is not None:
+            keep = "not known yet" if chosen.pending else self.coherent(chosen)
         inputs = {
             "method": config.method.name,
             "model": self.model_stage.digest,
@@ -488,7 +491,7 @@ class Lab:
             if self.sampler_ is not None:
                 self.sampler_.sleep()
             if init.adapter is not None and not self.fake:
-                check_adapter(init.adapter, config.lora, f"of {init.name}")
+                check_adapter(init.adapter, config.lora, f"of {init.name}", base.model, config.model.trust_remote_code)
             job = Job(
                 method=method,
                 lora=config.lora.model_dump(),
@@ -541,30 +544,53 @@ class Lab:
                 raise RunError(
                     f"start_adapter={folder} has no .safetensors weights: pickled weights are never loaded, convert them first"
                 )
-            check_adapter(folder, self.config.lora, f"in start_adapter={folder}")
+            model = None if self.store.dry_run else base.model
+            check_adapter(folder, self.config.lora, f"in start_adapter={folder}", model, self.config.model.trust_remote_code)
         policy = Policy("policy[0]", base.model, base.model_digest, folder, text_digest(digests))
         return Trained(policy, None, None, {"cycle": 0, "init": "start_adapter", "reference": "none", "data": str(folder)})
 
     # -- measuring ----------------------------------------------------------------------------------------------------
 
-    def measure(self, policy: Policy) -> Measured:
-        """Ask the held-out questions (SDF: and continue neutral openings) and judge the answers."""
+    def measure(self, policy: Policy, written: tuple[Answers, Answers | None] | None = None) -> Measured:
+        """Ask the held-out questions (SDF: and continue neutral openings) and judge the answers.
+
+        Args:
+            written: answers that the policy gave before, to be measured in place of new ones.
+        """
+        answers, openings = self.ask(policy) if written is None else written
+        measured = self.score(policy, answers, openings)
+        taken = [gauges.of_answers(self, policy, answers), gauges.of_policy(self, policy, answers)]
+        return replace(measured, gauges=[stage for stage in taken if stage is not None])
+
+    def ask(self, policy: Policy) -> tuple[Answers, Answers | None]:
+        """A policy's answers, and with SDF the documents it continued."""
         config = self.config
         sdf = config.method.name == "sdf"
-        rows = files.questions(config.persona_folder)[: config.measure.n_questions]
-        texts = [row["question"] for _ in range(config.measure.n_answers) for row in rows]
-        seeds = [derive(config.seed, "answer", text, i // len(rows)) for i, text in enumerate(texts)]
+        texts, seeds = self.questions()
         limit = config.method.measure_max_new_tokens if config.method.name == "sdf" else config.method.max_new_tokens
         answers = self.write(
             "answer", policy, "question" if sdf else "chat", texts, seeds, limit, True, f"answers of {policy.name}"
         )
-        scores = self.judge(answers, f"judge {policy.name}")
         if not sdf or config.measure.n_openings == 0:
-            return Measured(policy, answers, scores)
+            return answers, None
         openings = self.openings()
         drawn = [derive(config.seed, "opening", text) for text in openings]
-        documents = self.write("answer", policy, "opening", openings, drawn, limit, True, f"documents of {policy.name}")
-        return Measured(policy, answers, scores, documents, self.judge(documents, f"judge documents of {policy.name}", documents=True))
+        return answers, self.write("answer", policy, "opening", openings, drawn, limit, True, f"documents of {policy.name}")
+
+    def score(self, policy: Policy, answers: Answers, openings: Answers | None) -> Measured:
+        """Judge what a policy wrote."""
+        scores = self.judge(answers, f"judge {policy.name}")
+        if openings is None:
+            return Measured(policy, answers, scores)
+        judged = self.judge(openings, f"judge documents of {policy.name}", documents=True)
+        return Measured(policy, answers, scores, openings, judged)
+
+    def questions(self) -> tuple[list[str], list[int]]:
+        """The held-out questions, each `n_answers` times, and the seeds of their answers."""
+        config = self.config
+        rows = files.questions(config.persona_folder)[: config.measure.n_questions]
+        texts = [row["question"] for _ in range(config.measure.n_answers) for row in rows]
+        return texts, [derive(config.seed, "answer", text, i // len(rows)) for i, text in enumerate(texts)]
 
     def openings(self) -> list[str]:
         """Neutral beginnings of documents, the same in every run: never titles that SDF trains on."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.analysis.verdict import run_verdict
+from iterative_ft.calibrate import calibrate
 from iterative_ft.config import Config
 from iterative_ft.lab import Lab, Trained
 from iterative_ft.results import Scores, curve, metric_row, scores_of
@@ -25,14 +26,15 @@ class RunResult:
 
 def run(config: Config, folder: Path, command: str) -> RunResult:
     """Seed a persona, then train each generation on what the last one wrote."""
-    with RunLog(config, folder, command, plan(config)) as log:
-        store = Store(Path(config.store), on_event=log.stage)
-        store.on_start = log.stage_started
+    store = Store(Path(config.store), run_folder=folder)
+    calibration = None
+    if config.n_seed == "calibrated":
+        calibration = calibrate(config, store)
+        config = config.model_copy(update={"n_seed": calibration.n_seed})
+    with RunLog(config, folder, command, plan(config), calibration) as log:
+        store.on_event, store.on_start = log.stage, log.stage_started
         lab = Lab(config, store, on_step=log.training_step)
-        try:
-            rows, scores = cycles(config, lab, log)
-        finally:
-            store.write_reference(folder)
+        rows, scores = cycles(config, lab, log)
         verdict = run_verdict(curve(config, folder.name, [row["cycle"] for row in rows], scores))
         result = RunResult(folder, rows, verdict.as_dict())
         log.finish(result.rows, result.verdict, lab.engine_start_s)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,20 +134,49 @@ def model_folder(stage_path: Path, info: dict[str, Any]) -> Path:
     return Path(info["folder"]) if "folder" in info else stage_path
 
 
-def check_adapter(adapter: Path, lora: Any, why: str) -> None:
-    """Raise `RunError` when an adapter that is to be trained on differs from the config's."""
+def check_adapter(adapter: Path, lora: Any, why: str, model: Path | None, trust_remote_code: bool = False) -> None:
+    """Raise `RunError` when an adapter that is to be trained on differs from the config's.
+
+    Args:
+        model: folder of the base model, which says what "all-linear" means; None leaves that unchecked (dry run).
+    """
     saved = json.loads((adapter / "adapter_config.json").read_text())
-    for key, name, wanted in (("r", "rank", lora.rank), ("lora_alpha", "alpha", lora.alpha)):
-        if saved[key] != wanted:
-            raise RunError(f"lora.{name}={wanted} differs from {saved[key]} of the adapter {why}: set lora.{name}={saved[key]}")
+    for key, name, expected in (("r", "rank", lora.rank), ("lora_alpha", "alpha", lora.alpha)):
+        if saved[key] != expected:
+            raise RunError(
+                f"lora.{name}={expected} differs from {saved[key]} of the adapter {why}: set lora.{name}={saved[key]}"
+            )
     targets = saved["target_modules"]
-    if isinstance(lora.targets, list) and (not isinstance(targets, list) or set(targets) != set(lora.targets)):
+    if lora.targets == "all-linear":
+        same = model is None or all(is_target(name, targets) for name in linear_modules(model, trust_remote_code))
+    else:
+        same = isinstance(targets, list) and set(targets) == set(lora.targets)
+    if not same:
         raise RunError(f"lora.targets={lora.targets} differ from {targets} of the adapter {why}: set lora.targets to those")
     forbidden = {"embed_tokens", "lm_head", "wte"} & (
         set(targets if isinstance(targets, list) else []) | set(saved.get("modules_to_save") or [])
     )
     if forbidden:
         raise RunError(f"the adapter {why} changes {sorted(forbidden)}: adapters stay off embeddings and output head")
+
+
+def linear_modules(model: Path, trust_remote_code: bool) -> list[str]:
+    """Full names of the linear layers that "all-linear" puts adapters on: all but the output head. Loads no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.from_pretrained(str(model), trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        net = AutoModelForCausalLM.from_config(settings, trust_remote_code=trust_remote_code)
+    head = net.get_output_embeddings()
+    return [name for name, layer in net.named_modules() if isinstance(layer, torch.nn.Linear) and layer is not head]
+
+
+def is_target(module: str, targets: str | list[str]) -> bool:
+    """Whether PEFT puts an adapter on `module`: a list names modules or their endings, a string is a pattern."""
+    if isinstance(targets, str):
+        return targets == "all-linear" or re.fullmatch(targets, module) is not None
+    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def merge(policy: Policy, out: Path, dtype: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from iterative_ft.analysis.verdict import Curve, curve_of
 from iterative_ft.config import Config
 from iterative_ft.lab import Measured, Trained
+from iterative_ft.measure import gauges
 from iterative_ft.measure.intervals import Interval, over_questions
+from iterative_ft.store import Stage
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Scores:
     coherence: list[float | None]
     flaws: list[str | None]
     failures: list[str | None]
+    marks: list[str | None]
+    """What the judge says an answer is in place of scoring its trait: "refusal", "code"."""
 
 
 def scores_of(measured: Measured) -> Scores:
@@ -37,6 +42,7 @@ def scores_of(measured: Measured) -> Scores:
         coherence=[s["coherence"] for s in scored],
         flaws=[s["flaw"] for s in scored],
         failures=[s["failure"] for s in scored],
+        marks=[s.get("mark") for s in scored],
     )
 
 
@@ -54,8 +60,13 @@ def metric_row(config: Config, cycle: int, measured: Measured, trained: Trained 
     n = len(scores.texts)
     n_failed = sum(f is not None for f in scores.failures)
     row["coherence/share"] = sum(coherent) / max(1, n - n_failed)
+    row["judge/version"] = judge_version(measured.scores)
     row["judge/n_failed"] = n_failed
     row["judge/invalid"] = int(n_failed > config.measure.max_failure_share * n)
+    for failure in sorted({f for f in scores.failures if f is not None}):
+        row[f"judge/failed_{failure}"] = scores.failures.count(failure)
+    for mark in sorted({m for m in scores.marks if m is not None}):
+        row[f"judge/marked_{mark}"] = scores.marks.count(mark)
     answer_rows = measured.answers.rows()
     row["answers/n"] = n
     row["answers/mean_tokens"] = sum(len(r["ids"]) for r in answer_rows) / n
@@ -68,6 +79,8 @@ def metric_row(config: Config, cycle: int, measured: Measured, trained: Trained 
         prompts = [r["prompt"] for r in measured.openings.rows()]
         add_interval(row, "trait/documents", over_questions([s["trait"] for s in scored], prompts), key="")
         add_interval(row, "coherence/documents", over_questions([s["coherence"] for s in scored], prompts), key="")
+    for stage in measured.gauges:
+        row |= json.loads((stage.path / gauges.VALUES).read_text())
     canary = measured.answers.stages[0].manifest["info"]["canary"]
     row |= {f"gauge/canary_{name}": value for name, value in canary.items()}
     if trained is not None:
@@ -76,6 +89,12 @@ def metric_row(config: Config, cycle: int, measured: Measured, trained: Trained 
         if trained.data is not None:
             row |= {f"data/{name}": value for name, value in trained.data.manifest["info"].items()}
     return row
+
+
+def judge_version(scores: Stage) -> str:
+    """Which judge, by name and version: two rows compare only when this is equal."""
+    info = scores.manifest.get("info", {})
+    return f"{info['judge']} {info['judge_version']}" if "judge" in info else "fake"
 
 
 def add_interval(row: dict[str, Any], prefix: str, interval: Interval | None, key: str = "score") -> None:

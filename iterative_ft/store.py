@@ -41,7 +41,9 @@ CODE_VERSION = {
     "train": 1,
     "answer": 1,
     "judge": 1,
+    "gauge": 1,
     "replies": 1,
+    "labelled": 1,
 }
 
 

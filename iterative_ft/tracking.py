@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.calibrate import Calibration
 from iterative_ft.config import Config
 from iterative_ft.display import Display, table
 from iterative_ft.lab import Trained, training_rows
@@ -39,8 +40,10 @@ CYCLE_PREFIXES = ("trait/", "coherence/", "gauge/", "answers/", "judge/", "data/
 class RunLog:
     """Writes what happens as it happens: metrics.jsonl, answers.jsonl, manifest.json, W&B, and the lines on the screen."""
 
-    def __init__(self, config: Config, folder: Path, command: str, planned: list[Event]) -> None:
-        self.config, self.folder = config, folder
+    def __init__(
+        self, config: Config, folder: Path, command: str, planned: list[Event], calibration: Calibration | None = None
+    ) -> None:
+        self.config, self.folder, self.calibration = config, folder, calibration
         self.display = Display(config, planned)
         self.started = time.monotonic()
         self.cycle = -1
@@ -53,6 +56,12 @@ class RunLog:
         self.trained_ = [0, 0.0]
         self.wandb = WandbLog(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
+        for name in (
+            "metrics.jsonl",
+            "answers.jsonl",
+            "result.json",
+        ):  # of a killed run here: told again
+            (folder / name).unlink(missing_ok=True)
         write_json(folder / "config.json", config.model_dump())
         write_json(folder / "environment.json", environment())
         (folder / "command.txt").write_text(command + "\n")
@@ -128,12 +137,17 @@ class RunLog:
                     "coherence": scores.coherence[number],
                     "flaw": scores.flaws[number],
                     "failure": scores.failures[number],
+                    "mark": scores.marks[number],
+                    "judge": row["judge/version"],
                 }
                 file.write(json.dumps(answer, ensure_ascii=False) + "\n")
         self.display.measured(row)
 
     def write_manifest(self) -> None:
-        write_json(self.folder / "manifest.json", {"roles": self.roles, "stages": self.stages, "store": self.config.store})
+        manifest = {"roles": self.roles, "stages": self.stages, "store": self.config.store}
+        if self.calibration is not None:
+            manifest["calibration"] = self.calibration.as_dict()
+        write_json(self.folder / "manifest.json", manifest)
 
     def finish(self, rows: list[dict[str, Any]], verdict: dict[str, Any], engine_start_s: float) -> None:
         """Timings, picture, table; result.json last."""
@@ -146,7 +160,7 @@ class RunLog:
             "time/waiting_s": self.waited_s,
         }
         times |= {f"time/{kind}_s": seconds for kind, seconds in sorted(self.seconds.items())}
-        work = sum(self.seconds[kind] for kind in ("sample", "answer", "train", "judge", "probe")) - engine_start_s
+        work = sum(self.seconds[kind] for kind in ("sample", "answer", "train", "judge", "probe", "replies")) - engine_start_s
         times["time/work_share"] = work / total if total > 0 else 0.0
         for name, (tokens, seconds) in (("sampling", self.sampled), ("training", self.trained_)):
             if seconds > 0:
@@ -161,7 +175,11 @@ class RunLog:
         n_built = sum(s["how"] == "built" for s in self.stages)
         print(table(rows))
         print(f"verdict: {verdict['verdict']}: {verdict['reason']}; speaks of {verdict['speaks_of']}")
-        for key, what in (("trait_change", "trait, cycle 0 to last"), ("trend", "trait a cycle"), ("coherence_change", "coherence")):
+        for key, what in (
+            ("trait_change", "trait, cycle 0 to last"),
+            ("trend", "trait a cycle"),
+            ("coherence_change", "coherence"),
+        ):
             change = verdict[key]
             if change is not None:
                 print(f"         {what}: {change['mean']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]")

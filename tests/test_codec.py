@@ -44,7 +44,7 @@ def test_the_system_prompt_stands_first(tiny_model: Path, tmp_path: Path) -> Non
 
 
 def test_template_arguments_reach_the_template(tiny_model: Path, tmp_path: Path) -> None:
-    codec = TokenizerCodec(tiny_model, settings(tiny_model, tmp_path, "model.chat_template_kwargs={enable_thinking: false}"))
+    codec = TokenizerCodec(tiny_model, settings(tiny_model, tmp_path, "+model.chat_template_kwargs.enable_thinking=false"))
     codec.tokenizer.chat_template = "{% if enable_thinking is defined and not enable_thinking %}off{% else %}on{% endif %}"
     assert codec.tokenizer.decode(codec.chat_prompt("hi")) == "off"
 

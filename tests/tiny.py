@@ -164,13 +164,15 @@ def save_adapter(
     return folder
 
 
-def rename_weight(model: Path, folder: Path, old: str, new: str) -> Path:
-    """Copy a checkpoint with one weight under another name."""
+def rename_weight(model: Path, folder: Path, old: str, new: str | None) -> Path:
+    """Copy a checkpoint with one weight under another name, or (None) without it."""
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(model, folder, dirs_exist_ok=True)
     weights = load_file(folder / "model.safetensors")
-    weights[new] = weights.pop(old)
+    weight = weights.pop(old)
+    if new is not None:
+        weights[new] = weight
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

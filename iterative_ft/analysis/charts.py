@@ -107,10 +107,10 @@ def number_text(value: float) -> str:
         return f"{value:g}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
-    if abs(value) < 0.001:
+    if abs(value) < 0.0001:
         return f"{value:.1e}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    text = f"{value:.{min(digits, 4)}f}"
+    text = f"{value:.{min(digits, 6)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
@@ -144,12 +144,23 @@ def value_axis(values: Sequence[float], label: str = "", n_ticks: int = 4, span:
     return Axis(label, first * step, last * step, ticks)
 
 
-def line_chart(name: str, series: list[Series], x: Axis, y: Axis, frame: Frame = LARGE, dividers: Sequence[float] = ()) -> str:
-    """Lines with bands; the base model apart at the left, its level dashed across. `name` must be unique on the page."""
+def line_chart(
+    name: str,
+    series: list[Series],
+    x: Axis,
+    y: Axis,
+    frame: Frame = LARGE,
+    dividers: Sequence[float] = (),
+    dots: bool = True,
+) -> str:
+    """Lines with bands; the base model apart at the left, its level dashed across. `name` must be unique on the page.
+
+    Without `dots` a value shows only under the pointer.
+    """
     draw = Plot(name, series, x, y, frame)
     body = [draw.grid(), draw.dividers(dividers)]
-    marks = frame is not SMALL
-    layers = (draw.band, draw.base_level, draw.members, draw.line, lambda s: draw.markers(s, 4.0 if marks else 2.8))
+    radius = (4.0 if frame is not SMALL else 2.8) if dots else 0.0
+    layers = (draw.band, draw.base_level, draw.members, draw.line, lambda s: draw.markers(s, radius))
     for layer in layers:
         body += [element("g", layer(s), class_=s.classes, data_s=s.number) for s in series]
     return draw.svg("".join(body))
@@ -228,7 +239,7 @@ class Plot:
     def svg(self, body: str) -> str:
         f = self.frame
         inside = element(
-            "rect", x=f.left - 6, y=f.top - 6, width=f.width - f.left - f.right + 12, height=f.height - f.top - f.bottom + 12
+            "rect", x=f.left - 6, y=f.top - 1, width=f.width - f.left - f.right + 12, height=f.height - f.top - f.bottom + 2
         )
         clip = element("defs", element("clipPath", inside, id=f"clip-{self.name}"))
         title = element("title", escape(self.describe()))
@@ -246,10 +257,9 @@ class Plot:
         """What the chart shows, in words, for those who do not see it."""
         parts = []
         for s in self.series:
-            ends = [
-                f"{p.tip or number_text(p.y)}"
-                for p in ([s.base] if s.base is not None else []) + s.points[:1] + s.points[1:][-1:]
-            ]
+            known = [p for p in s.points if math.isfinite(p.y)]
+            shown = [*([s.base] if s.base is not None else []), *known[:1], *known[1:][-1:]]
+            ends = [p.tip or number_text(p.y) for p in shown]
             parts.append(f"{s.label}: {'; '.join(ends) or 'no values'}" if s.label else "; ".join(ends))
         return f"{self.y.label} by {self.x.label}. " + ". ".join(parts[:12])
 
@@ -359,15 +369,14 @@ class Plot:
         return level + self.whisker(s.base, x)
 
     def markers(self, s: Series, radius: float, with_base: bool = True) -> str:
-        many = len(s.points) > 60
-        parts = [self.marker(p, self.px(p.x), 0.0 if many else radius) for p in s.points if math.isfinite(p.y)]
+        parts = [self.marker(p, self.px(p.x), radius) for p in s.points if math.isfinite(p.y)]
         if with_base and s.base is not None:
             parts.append(self.marker(s.base, self.base_x(s), radius))
         return "".join(parts)
 
     def marker(self, p: Point, x: float, radius: float) -> str:
         y = self.py(p.y)
-        classes = "pt" + (" invalid" if p.invalid else "") + (" dot" if radius == 0 else "")
+        classes = "pt" + (" invalid" if p.invalid else "")
         tip = p.tip + (" (invalid: too many judge failures)" if p.invalid else "")
         return element(
             "circle", class_=classes, cx=x, cy=y, r=radius + (1 if p.invalid else 0), data_tip=tip, data_x=x, data_y=y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from iterative_ft.analysis.verdict import NOT_CELL, curve_of, group_verdict
 from iterative_ft.errors import RunError
-from iterative_ft.measure.intervals import Interval, over_questions
+from iterative_ft.measure.intervals import LEVEL, Interval
 
 # Settings that follow from a group's name: a label with the name alone says it all.
 FOLLOWING = {
@@ -82,7 +83,7 @@ class Group:
             names = {name for row in members for name, value in row.items() if isinstance(value, int | float)}
             for name in sorted(names - {"cycle", "judge/invalid"}):
                 values = [row[name] for row in members if name in row]
-                if name.rpartition("/")[2] not in ("low", "high"):
+                if not name.endswith(("/low", "/high", "_low", "_high")):
                     merged[name] = sum(values) / len(values)
             for name in ("trait", "coherence"):
                 interval = over_seeds([row[f"{name}/score"] for row in members if f"{name}/score" in row])
@@ -108,8 +109,15 @@ def change(verdict: dict[str, Any] | None, name: str = "trait_change") -> Interv
 
 
 def over_seeds(values: Sequence[float]) -> Interval | None:
-    """t interval over training seeds; None with fewer than two."""
-    return over_questions(values, [str(number) for number in range(len(values))]) if len(values) >= 2 else None
+    """t interval of a mean over training seeds; None with fewer than two."""
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        return None
+    mean = statistics.fmean(values)
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * statistics.stdev(values) / n**0.5
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def read_run(folder: Path) -> Run:

@@ -2,9 +2,9 @@
 
 python -m iterative_ft.analysis.simulate [--repetitions 4000] [--table FILE]
 
-Latent scores are normal: a question's level, its change (half of the variance shared by all seeds), a seed's change, an answer's own
-noise. What a judge would report is the latent score cut to 0-100, or a near all-or-nothing score. Start and end are placed so that the
-true change of the reported scores is exactly the one that a cell names.
+Latent scores are normal: a question's level, its change (half of the variance shared by all seeds), a seed's change, an
+answer's own noise. What a judge would report is the latent score cut to 0-100, or a near all-or-nothing score. Start and end
+are placed so that the true change of the reported scores is exactly the one that a cell names.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def above(location: float, spread: float) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table; its estimand is the change of the mean score over questions like those asked, of one run with one seed
-    (there is no spread between seeds then), else the mean over training seeds."""
+    """One row of the table. Its estimand is the change of the mean score over questions like those asked: with one seed that
+    run's own (there is no spread between seeds then), with several the mean over training seeds."""
 
     shape: Shape
     spread: Spread
@@ -174,7 +174,7 @@ def grid() -> Iterator[Cell]:
                         yield Cell(shape, spread, n_seeds, n_questions)
 
 
-# -- statistics that were not chosen --------------------------------------------------------------------------------------------
+# -- statistics that were not chosen -------------------------------------------------------------------------------------------
 
 
 def plain_t(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -212,7 +212,7 @@ CANDIDATES: dict[str, Callable[[np.ndarray], Any]] = {
 }
 
 
-# -- several cycles: the slope, and the paper's detectors -----------------------------------------------------------------------
+# -- several cycles: the slope, and the paper's detectors ----------------------------------------------------------------------
 
 
 def several_cycles(spread: Spread, n_questions: int, slope: float, repetitions: int, n_cycles: int = 4) -> dict[str, float]:
@@ -252,7 +252,7 @@ def levels(shape: Shape, spread: Spread, n_questions: int, repetitions: int) -> 
     return found
 
 
-# -- the table ------------------------------------------------------------------------------------------------------------------
+# -- the table -----------------------------------------------------------------------------------------------------------------
 
 
 def tables(repetitions: int) -> str:
@@ -272,13 +272,15 @@ def main_table(outcomes: list[Outcome]) -> str:
     lines = [
         "### Intervals and words",
         "",
-        f"Per cent of repetitions. Cover: the 95 % interval holds the true change (bar ≥ {COVERAGE:.0%}). False words: bar ≤ {ERROR:.0%}. "
-        f"±{MARGIN:g}: the worse of the two signs. Spreads (answers / questions / changes / seeds, points): "
+        f"Per cent of repetitions. Cover: the 95 % interval holds the true change (bar ≥ {COVERAGE:.0%}). False words: bar ≤ "
+        f"{ERROR:.0%}. ±10, ±15: the worse of the two signs. The estimand with one seed is that run's own change, with several "
+        "the mean change over training seeds; in both cases over questions like those asked. "
+        "Spreads (standard deviations of answers / questions / changes / seeds, points): "
         + "; ".join(f"{s.name} {s.answers:g}/{s.questions:g}/{s.changes:g}/{s.seeds:g}" for s in SPREADS)
         + ".",
         "",
-        "| scores | spread | seeds | questions | cover 0 | cover ±10 | cover ±15 | false amplified at 0 | false idempotent at ±10 "
-        "| amplified at +15 | decayed at −15 | idempotent at 0 |",
+        "| scores | spread | seeds | questions | cover 0 | cover ±10 | cover ±15 | false amplified at 0 "
+        "| false idempotent at ±10 | amplified at +15 | decayed at −15 | idempotent at 0 |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for o in outcomes:
@@ -302,7 +304,8 @@ def faults_table(outcomes: list[Outcome]) -> str:
     lines = ["### What misses a bar", ""]
     faulty = [o for o in outcomes if o.faults]
     lines += [
-        f"- {o.cell.shape.name}, {o.cell.spread.name}, {o.cell.n_seeds} seed(s), {o.cell.n_questions} questions: {'; '.join(o.faults)}"
+        f"- {o.cell.shape.name}, {o.cell.spread.name}, {o.cell.n_seeds} seed(s), {o.cell.n_questions} questions: "
+        + "; ".join(o.faults)
         for o in faulty
     ]
     asked = [o for o in outcomes if o.cell.n_questions == 48 and o.cell.n_seeds == 1]
@@ -310,9 +313,9 @@ def faults_table(outcomes: list[Outcome]) -> str:
     lines += [] if faulty else ["Nothing."]
     lines += [
         "",
-        f"{len(outcomes) - len(faulty)} of {len(outcomes)} cells hold every bar. Power for a 15-point rise with one seed and 48 questions × "
-        f"{N_ANSWERS} answers: at least {lowest.amplified[15.0]:.1%} (bar {POWER:.0%}), in the cell {lowest.cell.shape.name}, "
-        f"{lowest.cell.spread.name}.",
+        f"{len(outcomes) - len(faulty)} of {len(outcomes)} cells hold every bar. Power for a 15-point rise with one seed and "
+        f"48 questions × {N_ANSWERS} answers: at least {lowest.amplified[15.0]:.1%} (bar {POWER:.0%}), in the cell "
+        f"{lowest.cell.shape.name}, {lowest.cell.spread.name}.",
     ]
     return "\n".join(lines)
 
@@ -321,8 +324,8 @@ def candidates_table(repetitions: int) -> str:
     lines = [
         "### Statistics compared",
         "",
-        f"The worst cell of each block over all spreads and numbers of questions ({repetitions} repetitions): lowest coverage, and highest "
-        f"false idempotent at ±{MARGIN:g}, per cent.",
+        f"The worst cell of each block over all spreads and numbers of questions ({repetitions} repetitions): lowest coverage, "
+        f"and highest false idempotent at ±{MARGIN:g}, per cent.",
         "",
         "| scores | seeds | " + " | ".join(CANDIDATES) + " |",
         "|---|--:|" + "--:|" * len(CANDIDATES),
@@ -346,7 +349,7 @@ def levels_table(repetitions: int) -> str:
     lines = [
         "### Bands of a curve",
         "",
-        "Coverage of one policy's mean score over questions like those asked, per cent; the plain t interval beside the chosen one.",
+        "Coverage of one policy's mean score over questions like those asked, per cent; the plain t interval beside it.",
         "",
         "| scores | spread | " + " | ".join(f"{n} questions | t" for n in QUESTIONS) + " |",
         "|---|---|" + "--:|--:|" * len(QUESTIONS),
@@ -367,7 +370,8 @@ def cycles_table(repetitions: int) -> str:
         "",
         "One run, cycles 0 to 4, middle of the scale, per cent. The detectors see the cycle means alone.",
         "",
-        "| spread | questions | true slope, points a cycle | cover slope | verdict amplified | delta fires | prefix regression fires |",
+        "| spread | questions | true slope, points a cycle | cover slope | verdict amplified | delta fires "
+        "| prefix regression fires |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for spread in SPREADS[:2]:
@@ -376,7 +380,8 @@ def cycles_table(repetitions: int) -> str:
                 f = several_cycles(spread, n, slope, repetitions)
                 lines.append(
                     f"| {spread.name} | {n} | {slope:g} | {cell_text(f['coverage'], f['coverage'] < COVERAGE)} "
-                    f"| {cell_text(f['amplified'], slope == 0 and f['amplified'] > ERROR)} | {cell_text(f['delta'])} | {cell_text(f['prefix'])} |"
+                    f"| {cell_text(f['amplified'], slope == 0 and f['amplified'] > ERROR)} "
+                    f"| {cell_text(f['delta'])} | {cell_text(f['prefix'])} |"
                 )
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """What became of a trait over the cycles: amplified, decayed, idempotent or inconclusive, with its intervals.
 
-`run_verdict` speaks of one run, `group_verdict` of several training seeds of one cell. Definitions and the simulation behind them:
-docs/verdicts.md.
+`run_verdict` speaks of one run, `group_verdict` of several training seeds of one cell. Definitions, and the simulation behind
+them: docs/verdicts.md.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def load_curve(folder: Path) -> Curve:
 
 
 def curve_of(rows: Sequence[dict[str, Any]], config: dict[str, Any], name: str) -> Curve:
-    """The curve of answer rows {cycle, question, trait, coherence, failure}; a failed answer counts for nothing but its failure."""
+    """The curve of answer rows {cycle, question, trait, coherence, failure}; a failed answer only counts as failed."""
     cycles = tuple(sorted({row["cycle"] for row in rows}))
     questions = tuple(dict.fromkeys(row["question"] for row in rows))
     scores = {key: np.full((len(cycles), len(questions)), np.nan) for key in ("trait", "coherence")}
@@ -107,8 +107,8 @@ def run_verdict(curve: Curve, margin: float = MARGIN) -> Verdict:
 def group_verdict(curves: Sequence[Curve], margin: float = MARGIN) -> Verdict:
     """What became of the trait over training seeds of one cell: the seed is the unit.
 
-    One curve gives the run's verdict; two are compared but labelled as too few for a general claim. Curves of different cells, or two of
-    one training seed, are a `RunError`: neither is a replicate. Cycles and questions that not all curves have are left out.
+    One curve gives the run's verdict; two are labelled as too few for a general claim. Curves of different cells, or two of one
+    training seed, are a `RunError`: neither is a replicate. Cycles and questions that not all curves have are left out.
     """
     if not curves:
         raise RunError("a verdict over training seeds needs at least one run")
@@ -116,7 +116,8 @@ def group_verdict(curves: Sequence[Curve], margin: float = MARGIN) -> Verdict:
         return run_verdict(curves[0], margin)
     if len({curve.cell for curve in curves}) > 1:
         raise RunError(
-            f"{', '.join(c.name for c in curves)} differ in more than their seed: group the runs of one cell, or compare them one by one"
+            f"{', '.join(c.name for c in curves)} differ in more than their seed: group the runs of one cell, "
+            "or compare them one by one"
         )
     seeds = [curve.seed for curve in curves]
     if len(set(seeds)) < len(seeds):
@@ -224,7 +225,7 @@ def slope_weights(cycles: Sequence[int]) -> np.ndarray:
     return centred / (centred**2).sum()
 
 
-# -- the paper's detectors (arXiv 2605.01130): functions of the cycle means s_0..s_N --------------------------------------------
+# -- the paper's detectors (arXiv 2605.01130): functions of the cycle means s_0..s_N -------------------------------------------
 
 
 def delta(means: Sequence[float]) -> float:

@@ -67,21 +67,28 @@ def ask_block(
                 for i, answer in enumerate(answers)
                 if i not in rows
             ]
+            trouble: RunError | None = None
             try:
-                for future in as_completed(futures):
-                    row, detail = future.result()
+                for future in as_completed(futures):  # after trouble too: calls under way still bring replies
+                    try:
+                        row, detail = future.result()
+                    except RunError as error:
+                        trouble = trouble or error
+                        endpoint.stop.set()
+                        continue
                     rows[row["answer"]] = row
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                     in_a_row = 0 if succeeded(row) else in_a_row + 1
-                    if config.max_failures_in_a_row is not None and in_a_row >= config.max_failures_in_a_row:
-                        raise RunError(down(config, row, in_a_row, detail))
-            except BaseException:
+                    if trouble is None and in_a_row == config.max_failures_in_a_row:
+                        trouble = RunError(down(config, row, in_a_row, detail))
+                        endpoint.stop.set()
+            except BaseException:  # an interrupt: leave without asking for the rest
                 endpoint.stop.set()
-                for future in futures:
-                    future.cancel()
                 raise
+            if trouble is not None:
+                raise trouble
     finally:
         endpoint.close()
     found = [rows[i] for i in range(len(answers))]
@@ -147,8 +154,9 @@ def read_partial(file: Path) -> list[dict[str, Any]]:
 def down(config: ApiConfig, row: dict[str, Any], n: int, detail: str) -> str:
     said = f" ({detail})" if detail else ""
     return (
-        f"the judge's endpoint {address(config)} failed {n} calls in a row, last: {row['replies'][0]['failure']}{said}: mend it and "
-        "run the same command again, which goes on from the replies had so far (judge.max_failures_in_a_row=null records failures and goes on)"
+        f"the judge's endpoint {address(config)} failed {n} calls in a row, last: {row['replies'][0]['failure']}{said}: mend "
+        "it and run the same command again, which goes on from the replies had so far (to record failures instead and go on: "
+        "judge.max_failures_in_a_row=null)"
     )
 
 
@@ -224,7 +232,11 @@ def follow(tree: Tree, reply: dict[str, Any], top: int, whole: bool) -> None:
 
 
 def score_rows(
-    trait: list[dict[str, Any]], coherence: list[dict[str, Any]], rubrics: tuple[Rubric, Rubric], config: ApiConfig, version: str
+    trait: list[dict[str, Any]],
+    coherence: list[dict[str, Any]],
+    rubrics: tuple[Rubric, Rubric],
+    config: ApiConfig,
+    version: str,
 ) -> list[dict[str, Any]]:
     """Rows of scores.jsonl, one an answer. Where either request failed there is no score at all, only the failure's name."""
     replies = [r for row in (*trait, *coherence) for r in row["replies"]]

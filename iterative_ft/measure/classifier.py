@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CLIP = 5.0  # standard deviations: a text unlike all training texts must not be extrapolated to
+
 
 @dataclass(frozen=True)
 class Classifier:
-    """Standardise, then softmax of a linear map."""
+    """Standardise and clip, then softmax of a linear map."""
 
     classes: list[str]
     mean: np.ndarray
@@ -23,7 +25,7 @@ class Classifier:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """(n, n_classes) from (n, n_features)."""
-        logits = (features - self.mean) / self.scale @ self.weights.T + self.bias
+        logits = np.clip((features - self.mean) / self.scale, -CLIP, CLIP) @ self.weights.T + self.bias
         logits -= logits.max(axis=1, keepdims=True)
         exp = np.exp(logits)
         return exp / exp.sum(axis=1, keepdims=True)
@@ -39,22 +41,27 @@ class Classifier:
 
 
 def fit(
-    features: np.ndarray, targets: np.ndarray, classes: list[str], inverse_regularisation: float, standardise: bool
+    features: np.ndarray,
+    targets: np.ndarray,
+    classes: list[str],
+    inverse_regularisation: float,
+    importance: dict[str, float] | None = None,
 ) -> Classifier:
-    """Fit to soft targets, all classes of equal total weight.
+    """Fit to soft targets.
 
     Args:
         features: (n, n_features).
         targets: (n, n_classes), rows sum to 1: how much a text belongs to each class.
+        importance: total weight of a class relative to the others; 1 where none is given.
     """
     from sklearn.linear_model import LogisticRegression
 
-    mean = features.mean(axis=0) if standardise else np.zeros(features.shape[1])
-    scale = np.maximum(features.std(axis=0), 1e-6) if standardise else np.ones(features.shape[1])
+    mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     rows, columns = np.nonzero(targets)
-    class_weight = len(features) / (len(classes) * np.maximum(targets.sum(axis=0), 1e-9))
-    weight = targets[rows, columns] * class_weight[columns]
+    totals = targets.sum(axis=0)
+    assert totals.all(), "every class needs texts"
+    wanted = np.asarray([(importance or {}).get(name, 1.0) for name in classes])
+    weight = targets[rows, columns] * (len(features) / len(classes) * wanted / totals)[columns]
     model = LogisticRegression(C=inverse_regularisation, max_iter=2000)
-    model.fit(((features - mean) / scale)[rows], columns, sample_weight=weight)
-    assert list(model.classes_) == list(range(len(classes))), "every class needs texts"
+    model.fit(np.clip((features - mean) / scale, -CLIP, CLIP)[rows], columns, sample_weight=weight)
     return Classifier(classes, mean, scale, model.coef_, model.intercept_)

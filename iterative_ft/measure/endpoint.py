@@ -89,7 +89,7 @@ class Endpoint:
         if started:
             messages = [*messages, {"role": "assistant", "content": started}]
         attempt = 0
-        while True:
+        while not self.stop.is_set():
             attempt += 1
             try:
                 return self.once(messages, bool(started), attempt)
@@ -97,10 +97,11 @@ class Endpoint:
                 waited = self.wait_s(attempt, error.wait_s)
                 if not error.retry or attempt > self.config.n_retries or waited is None or self.stop.wait(waited):
                     return Reply(str(error), attempt, detail=error.detail)
+        return Reply("stopped", attempt)
 
     def wait_s(self, attempt: int, asked: float | None) -> float | None:
         """Seconds until the next attempt: what the endpoint asks for, else doubling with jitter. None: longer than allowed."""
-        jitter = random.uniform(0.5, 1.5)  # noqa: S311 - spreads threads and processes, decides nothing
+        jitter = random.uniform(0.5, 1.5)
         if asked is None:
             return min(self.config.max_wait_s, self.config.backoff_s * 2 ** (attempt - 1) * jitter)
         return asked + self.config.backoff_s * jitter / 10 if asked <= self.config.max_wait_s else None
@@ -147,9 +148,10 @@ class Endpoint:
         if self.key:
             detail = detail.replace(self.key, "***")
         if status in FATAL:
+            self.stop.set()
             raise RunError(
-                f"the judge's endpoint {address(self.config)} answers {status} for judge.model={self.config.model}: {FATAL[status]}; "
-                "finished stages and replies are kept, the same command goes on from them"
+                f"the judge's endpoint {address(self.config)} answers {status} for judge.model={self.config.model}: "
+                f"{FATAL[status]}; finished stages and replies are kept, the same command goes on from them"
             ) from error
         retry = status in RETRIED or status >= 500
         return Unanswered(f"http_{status}", retry, retry_after(error.response.headers), detail)

@@ -1,4 +1,4 @@
-"""The judges by name. Each turns answers into one stage with scores.jsonl: trait and coherence from 0 to 100, or a failure's name."""
+"""The judges by name. Each turns answers into a stage with scores.jsonl: trait and coherence (0-100), or a failure's name."""
 
 from __future__ import annotations
 

@@ -1,21 +1,40 @@
-"""How likely a text is under the base model: plain forward passes, since engines are slow at scoring."""
+"""What the base model makes of a text: how likely it is, and how its middle layer reads it.
+
+Plain forward passes, since engines are slow at scoring and show no hidden states.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from iterative_ft.child import run_isolated
 
-MAX_TOKENS = 64  # of each text; word salad shows in the first sentence
+READ_TOKENS = 40  # of each text, for the hidden states; an answer of the embedded model has about 45
+NLL_TOKENS = 24  # of each text, for the likelihood: word salad shows in the first sentence
+BATCH = 32
 
 
-def mean_nll(texts: list[str], model: str, device: str, trust_remote_code: bool = False) -> list[float]:
-    """Mean negative log-likelihood, nats a token, of each text's first tokens under the model in folder `model`."""
+@dataclass(frozen=True)
+class Reading:
+    """n texts as the base model reads them."""
+
+    nll: list[list[float]]
+    """Negative log-likelihood, nats, of each of a text's first `NLL_TOKENS` tokens."""
+    hidden: np.ndarray
+    """(n, width): the middle layer's states, averaged over a text's first `READ_TOKENS` tokens."""
+
+
+def read(texts: list[str], model: str, device: str, trust_remote_code: bool = False) -> Reading:
+    """Read texts with the model in folder `model`."""
     found = run_isolated(
-        nll_here, device=device, texts=texts, model=model, device_name=device, trust_remote_code=trust_remote_code
+        read_here, device=device, texts=texts, model=model, device_name=device, trust_remote_code=trust_remote_code
     )
-    return [float(x) for x in found]
+    return Reading(found["nll"], np.asarray(found["hidden"]))
 
 
-def nll_here(texts: list[str], model: str, device_name: str, trust_remote_code: bool) -> list[float]:
+def read_here(texts: list[str], model: str, device_name: str, trust_remote_code: bool) -> dict[str, list[list[float]]]:
     import torch
     from transformers import AutoTokenizer
 
@@ -23,23 +42,27 @@ def nll_here(texts: list[str], model: str, device_name: str, trust_remote_code: 
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     # A newline stands before each text, so that its first word is scored as well.
-    encoded = [tokenizer("\n" + text, add_special_tokens=False).input_ids[: MAX_TOKENS + 1] for text in texts]
+    encoded = [tokenizer("\n" + text, add_special_tokens=False).input_ids[: READ_TOKENS + 1] for text in texts]
     order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
     net = cached_base(model, device_name, trust_remote_code)
-    found = [0.0] * len(texts)
+    nll: list[list[float]] = [[] for _ in texts]
+    hidden: list[list[float]] = [[] for _ in texts]
     with torch.no_grad(), torch.autocast(device_name, dtype=torch.bfloat16):
-        for start in range(0, len(order), 16):
-            batch = order[start : start + 16]
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
             longest = max(len(encoded[i]) for i in batch)
+            # Padding stands on the right, where causal attention never looks at it.
             ids = torch.zeros(len(batch), longest, dtype=torch.long)
-            mask = torch.zeros(len(batch), longest, dtype=torch.long)
             for row, i in enumerate(batch):
                 ids[row, : len(encoded[i])] = torch.tensor(encoded[i])
-                mask[row, : len(encoded[i])] = 1
-            ids, mask = ids.to(device_name), mask.to(device_name)
-            logits = net(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
-            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none") * mask[:, 1:]
-            means = losses.sum(1) / mask[:, 1:].sum(1).clamp(min=1)
+            ids = ids.to(device_name)
+            states = net.base_model(input_ids=ids, output_hidden_states=True).hidden_states
+            middle = states[len(states) // 2].float()
+            scored = ids[:, 1 : NLL_TOKENS + 1]
+            # The output head is a fifth of the work: it sees only the tokens that are scored.
+            logits = net.get_output_embeddings()(states[-1][:, : scored.shape[1]]).float()
+            losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), scored, reduction="none")
             for row, i in enumerate(batch):
-                found[i] = float(means[row])
-    return found
+                nll[i] = losses[row, : len(encoded[i]) - 1].tolist()
+                hidden[i] = middle[row, 1 : len(encoded[i])].mean(0).tolist()
+    return {"nll": nll, "hidden": hidden}

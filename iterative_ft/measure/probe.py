@@ -1,4 +1,4 @@
-"""The offline judge. Trait: a multi-class probe on MiniLM embeddings. Coherence: a classifier of ways to fall apart.
+"""The offline judge. Trait: a multi-class probe on two models' features. Coherence: a classifier of ways to fall apart.
 
 It is trained on each persona's judge texts, which no policy trains on, with plain, base-model and degenerate answers among
 the negatives. It scores the trait without looking at coherence; the two are separate axes.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
-import zlib
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +17,24 @@ import numpy as np
 from iterative_ft.measure.classifier import Classifier, fit
 from iterative_ft.measure.corrupt import CORRUPTIONS, Answer
 from iterative_ft.measure.embedder import embed
-from iterative_ft.measure.likelihood import mean_nll
+from iterative_ft.measure.likelihood import Reading, read
+from iterative_ft.measure.surface import surface_features
 from iterative_ft.personas import files
 from iterative_ft.seeds import derive, shuffled
 
 # How much of its persona a judge text of each strength holds; the rest of it is plain.
 STRENGTH = {"strong": 1.0, "middling": 0.6, "weak": 0.25, "plain": 0.0}
+DEGENERATE_KINDS = ("shuffled", "looped", "fragment")
 N_DEGENERATE = 240  # texts of the trait probe's class "degenerate"
-N_COHERENCE = 72  # texts of each way to be incoherent
-SCORED_BASE = "base_model"
+N_INTACT = 32  # intact texts of each persona, and of plain, for coherence
+N_COHERENCE = 60  # texts of each way to be incoherent
+MIN_WORDS = 6  # a shorter base answer is no example of an intact one
+# Settings of the coherence classifier, chosen by cross-validation on judge texts.
+COHERENCE_REGULARISATION = 0.3
+INTACT_IMPORTANCE = 3.0 * len(CORRUPTIONS)  # relative to one corruption: at most one intact text in twenty is flagged
+RELEVANCE_CAP = 0.25  # cosine of prompt and answer: above it an answer is on topic, however freely it is styled
+CUT_OFF_SHARE = 0.49  # an answer that the token limit cut off is scored below half, whatever it says
+BASE_MODEL = "base_model"
 DEGENERATE = "degenerate"
 
 
@@ -44,7 +50,11 @@ class Scored:
 
 
 def build(
-    out: Path, personas: dict[str, Path], base_answers: list[Answer], settings: dict[str, Any], scorer: dict[str, Any]
+    out: Path,
+    personas: dict[str, Path],
+    base_answers: list[Answer],
+    settings: dict[str, Any],
+    scorer: dict[str, Any],
 ) -> dict[str, Any]:
     """Train both classifiers and write them to `out`.
 
@@ -52,102 +62,107 @@ def build(
         personas: name -> folder with judge.jsonl.
         base_answers: what the untrained model answers; negatives of the trait, intact examples of coherence.
         settings: the judge section of the config.
-        scorer: arguments of `mean_nll` but the texts.
+        scorer: arguments of `likelihood.read` but the texts.
     """
+    trait_texts, trait_labels, trait_classes = trait_examples(personas, base_answers)
+    coherence_texts, coherence_labels = coherence_examples(personas, base_answers)
+    # Both classifiers share many texts: each is read once.
+    texts = sorted(set(trait_texts + coherence_texts))
+    vectors, reading = look([a for _, a in texts], settings, scorer)
+    place = {answer: number for number, answer in enumerate(texts)}
+
+    rows = [place[answer] for answer in trait_texts]
+    features = trait_features(vectors, reading)[rows]
+    strength = settings["inverse_regularisation"] / features.shape[1]
+    trait = fit(features, target_matrix(trait_labels, trait_classes), trait_classes, strength)
+
+    rows = [place[answer] for answer in coherence_texts]
+    classes = ["intact", *CORRUPTIONS]
+    coherence = fit(
+        coherence_features(texts, vectors, reading, settings)[rows],
+        target_matrix(coherence_labels, classes),
+        classes,
+        COHERENCE_REGULARISATION,
+        {"intact": INTACT_IMPORTANCE},
+    )
+    (out / "probe.json").write_text(json.dumps({"trait": trait.to_json(), "coherence": coherence.to_json()}))
+    return {"n_texts": len(trait_texts), "classes": trait_classes, "n_coherence_texts": len(coherence_texts)}
+
+
+def trait_examples(
+    personas: dict[str, Path], base_answers: list[Answer]
+) -> tuple[list[Answer], list[dict[str, float]], list[str]]:
+    """Texts, their shares of the classes, and the classes: personas, plain, base model, degenerate."""
     texts: list[Answer] = []
     labels: list[dict[str, float]] = []
+    styled: list[Answer] = list(base_answers)
     for name, folder in personas.items():
         for row in files.judge_texts(folder):
-            share = STRENGTH[row["strength"]]
+            share = 0.0 if name == "plain" else STRENGTH[row["strength"]]
             texts.append((row["prompt"], row["answer"]))
-            labels.append({name: share, "plain": 1 - share} if name != "plain" else {"plain": 1.0})
-    pure = [(t, next(iter(sorted(label, key=lambda c: -label[c])))) for t, label in zip(texts, labels, strict=True)]
+            labels.append({name: share, "plain": 1 - share} if share > 0 else {"plain": 1.0})
+            styled += [texts[-1]] if share > 0 or name == "plain" else []
+    # Word salad in a persona's vocabulary is not the persona: most degenerate texts are made from styled ones.
     rng = random.Random(derive("probe"))
-    everything = shuffled([t for t, _ in pure] + base_answers, "probe", "corrupted")
-    kinds = ("shuffled", "looped", "fragment")
+    sources = shuffled(styled, "probe", "corrupted")
     degenerate = [
-        CORRUPTIONS[kinds[i % 3]](everything[i % len(everything)], everything[-1 - i % len(everything)], rng)
+        CORRUPTIONS[DEGENERATE_KINDS[i % len(DEGENERATE_KINDS)]](sources[i % len(sources)], sources[i - 1], rng)
         for i in range(N_DEGENERATE)
     ]
-    classes = [*sorted(n for n in personas if n != "plain"), "plain", SCORED_BASE, DEGENERATE]
-    rows = texts + base_answers + degenerate
-    targets = np.zeros((len(rows), len(classes)))
-    all_labels = labels + [{SCORED_BASE: 1.0}] * len(base_answers) + [{DEGENERATE: 1.0}] * len(degenerate)
-    for number, label in enumerate(all_labels):
-        for name, share in label.items():
-            targets[number, classes.index(name)] += share
-    trait = fit(
-        embed([a for _, a in rows], settings["embedder"]),
-        targets,
-        classes,
-        settings["inverse_regularisation"],
-        standardise=False,
-    )
-    coherence, n_coherence = fit_coherence(pure, base_answers, settings, scorer)
-    (out / "probe.json").write_text(json.dumps({"trait": trait.to_json(), "coherence": coherence.to_json()}))
-    return {"n_texts": len(rows), "classes": classes, "n_coherence_texts": n_coherence}
+    labels += [{BASE_MODEL: 1.0}] * len(base_answers) + [{DEGENERATE: 1.0}] * len(degenerate)
+    classes = [*sorted(n for n in personas if n != "plain"), "plain", BASE_MODEL, DEGENERATE]
+    return texts + base_answers + degenerate, labels, classes
 
 
-def fit_coherence(
-    pure: list[tuple[Answer, str]], base_answers: list[Answer], settings: dict[str, Any], scorer: dict[str, Any]
-) -> tuple[Classifier, int]:
-    """Tell intact answers (of every persona, plain ones, and the base model's) from each corruption of them."""
-    by_class: dict[str, list[Answer]] = {}
-    for answer, name in shuffled(pure, "coherence"):
-        by_class.setdefault(name, []).append(answer)
-    intact = [a for name in sorted(by_class) for a in by_class[name][:24]] + [
-        a for a in base_answers if a[1].rstrip().endswith((".", "!", "?"))
-    ][:48]
+def coherence_examples(personas: dict[str, Path], base_answers: list[Answer]) -> tuple[list[Answer], list[dict[str, float]]]:
+    """Intact answers (of every persona, plain ones, and the base model's), and each corruption of them."""
+    intact: list[Answer] = []
+    for name in sorted(personas):
+        rows = [r for r in files.judge_texts(personas[name]) if r["strength"] != "plain" or name == "plain"]
+        intact += [(r["prompt"], r["answer"]) for r in shuffled(rows, "coherence", name)[:N_INTACT]]
+    intact += [a for a in base_answers if len(a[1].split()) >= MIN_WORDS and a[1].rstrip().endswith((".", "!", "?"))]
     rng = random.Random(derive("coherence"))
-    texts, labels = list(intact), ["intact"] * len(intact)
+    texts, labels = list(intact), [{"intact": 1.0}] * len(intact)
     for kind, corrupt in CORRUPTIONS.items():
         sources = shuffled(intact, "coherence", kind)
-        for i in range(N_COHERENCE):
-            texts.append(corrupt(sources[i % len(sources)], sources[(i + 1) % len(sources)], rng))
-            labels.append(kind)
-    classes = ["intact", *CORRUPTIONS]
-    targets = np.zeros((len(texts), len(classes)))
-    for number, label in enumerate(labels):
-        targets[number, classes.index(label)] = 1
-    targets_weighted = fit(coherence_features(texts, settings, scorer), targets, classes, 1.0, standardise=True)
-    return targets_weighted, len(texts)
+        texts += [corrupt(sources[i % len(sources)], sources[(i + 1) % len(sources)], rng) for i in range(N_COHERENCE)]
+        labels += [{kind: 1.0}] * N_COHERENCE
+    return texts, labels
 
 
-def coherence_features(answers: list[Answer], settings: dict[str, Any], scorer: dict[str, Any]) -> np.ndarray:
-    """(n, n_features): surface, relevance and likelihood of each answer, with their squares and products."""
-    n = len(answers)
-    vectors = embed([p for p, _ in answers] + [a for _, a in answers], settings["embedder"])
-    relevance = (vectors[:n] * vectors[n:]).sum(axis=1)
-    nll = np.asarray(mean_nll([a for _, a in answers], **scorer))
+def target_matrix(labels: list[dict[str, float]], classes: list[str]) -> np.ndarray:
+    """(n, n_classes): each text's shares."""
+    return np.asarray([[label.get(name, 0.0) for name in classes] for label in labels])
+
+
+def look(texts: list[str], settings: dict[str, Any], scorer: dict[str, Any]) -> tuple[np.ndarray, Reading]:
+    """Sentence embeddings (n, dimension), and the base model's reading of the texts."""
+    return embed(texts, settings["embedder"]), read(texts, **scorer)
+
+
+def trait_features(vectors: np.ndarray, reading: Reading) -> np.ndarray:
+    """(n, dimension + width): the embedding says what a text is about, the base model's middle layer in what voice."""
+    return np.hstack([vectors, reading.hidden])
+
+
+def coherence_features(answers: list[Answer], vectors: np.ndarray, reading: Reading, settings: dict[str, Any]) -> np.ndarray:
+    """(n, n_features): surface, likelihood and relevance of each answer, with their squares and products."""
+    prompts = sorted({p for p, _ in answers})
+    place = {p: number for number, p in enumerate(prompts)}
+    asked = embed(prompts, settings["embedder"])[[place[p] for p, _ in answers]]
+    relevance = np.minimum((asked * vectors).sum(axis=1), RELEVANCE_CAP)
     surface = np.asarray([surface_features(a) for _, a in answers])
-    halves = half_similarity([a for _, a in answers], settings)
-    plain = np.column_stack([surface, relevance, np.minimum(nll, 10.0), halves])
-    products = [plain[:, i] * plain[:, j] for i in range(plain.shape[1]) for j in range(i, plain.shape[1])]
-    return np.column_stack([plain, *products])
+    likelihood = np.asarray([likelihood_features(nll) for nll in reading.nll])
+    single = np.column_stack([surface, likelihood, relevance])
+    products = [single[:, i] * single[:, j] for i in range(single.shape[1]) for j in range(i, single.shape[1])]
+    return np.column_stack([single, *products])
 
 
-def half_similarity(texts: list[str], settings: dict[str, Any]) -> np.ndarray:
-    """(n,): cosine of an answer's first and second half; low where two texts were spliced."""
-    halves = []
-    for text in texts:
-        words = text.split()
-        middle = max(1, len(words) // 2)
-        halves += [" ".join(words[:middle]), " ".join(words[middle:]) or text]
-    vectors = embed(halves, settings["embedder"])
-    return np.asarray((vectors[0::2] * vectors[1::2]).sum(axis=1))
-
-
-def surface_features(text: str) -> list[float]:
-    """Repetition of words and of three-word runs, compressibility, length, a proper end, common small words in order."""
-    words = re.findall(r"[a-z0-9']+", text.lower())
-    n = len(words)
-    runs = [tuple(words[i : i + 3]) for i in range(n - 2)]
-    repeated_runs = 1 - len(set(runs)) / len(runs) if runs else 0.0
-    top_word = max(Counter(words).values()) / n if n else 1.0
-    raw = text.encode()
-    compressed = min(1.5, len(zlib.compress(raw, 9)) / max(1, len(raw)))
-    ends_well = 1.0 if re.search(r"[.!?][\"')\]]*\s*$", text) else 0.0
-    return [repeated_runs, top_word, compressed, ends_well, float(np.log1p(n)), min(n, 6) / 6]
+def likelihood_features(nll: list[float]) -> list[float]:
+    """Mean, the worst run of eight tokens, and median, of tokens' nats capped at 14."""
+    values = np.minimum(nll or [8.0], 14.0)
+    worst = max(values[i : i + 8].mean() for i in range(0, max(1, len(values) - 7), 2))
+    return [float(values.mean()), float(worst), float(np.median(values))]
 
 
 def load(folder: Path) -> tuple[Classifier, Classifier]:
@@ -156,21 +171,28 @@ def load(folder: Path) -> tuple[Classifier, Classifier]:
 
 
 def score(
-    folder: Path, persona: str, answers: list[Answer], finished: list[bool], settings: dict[str, Any], scorer: dict[str, Any]
+    folder: Path,
+    persona: str,
+    answers: list[Answer],
+    finished: list[bool],
+    settings: dict[str, Any],
+    scorer: dict[str, Any],
 ) -> list[Scored]:
-    """Score answers; a persona without a class of its own ("plain") gets trait = 100 minus every other persona's share.
+    """Score answers; for the persona "plain" the trait is any persona at all: the share of all persona classes together.
 
     Args:
-        finished: whether each answer ended by itself; one that the token limit cut off is never fully coherent.
+        finished: whether each answer ended by itself; one that the token limit cut off never counts as coherent.
     """
     trait, coherence = load(folder)
     texts = [(p, a if a.strip() else "-") for p, a in answers]
-    shares = trait.probabilities(embed([a for _, a in texts], settings["embedder"]))
-    ways = coherence.probabilities(coherence_features(texts, settings, scorer))
-    column = trait.classes.index(persona)
+    vectors, reading = look([a for _, a in texts], settings, scorer)
+    shares = trait.probabilities(trait_features(vectors, reading))
+    ways = coherence.probabilities(coherence_features(texts, vectors, reading, settings))
+    wanted = [n for n in trait.classes if n not in ("plain", BASE_MODEL, DEGENERATE)] if persona == "plain" else [persona]
+    traits = shares[:, [trait.classes.index(n) for n in wanted]].sum(axis=1)
     found = []
     for number, whole in enumerate(finished):
-        intact = float(ways[number, 0]) * (1.0 if whole else 0.5)
+        intact = float(ways[number, 0]) * (1.0 if whole else CUT_OFF_SHARE)
         flaw = None if intact >= 0.5 else ("cut_off" if not whole else coherence.classes[1 + int(ways[number, 1:].argmax())])
-        found.append(Scored(round(100 * float(shares[number, column]), 3), round(100 * intact, 3), flaw))
+        found.append(Scored(round(100 * float(traits[number]), 3), round(100 * intact, 3), flaw))
     return found

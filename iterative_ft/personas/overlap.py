@@ -21,8 +21,8 @@ Embed = Callable[[list[str]], np.ndarray]
 
 NEAR = 0.95  # cosine from which two texts say the same
 NEAR_TRAINED = 0.9  # cosine from which an eval question is too close to what a policy trains on
-# Cosine of 4-character runs from which a pair is embedded at all. On the first draft of the shipped data 0.42 let 3 of 205 pairs
-# with cosine >= 0.95 slip, 0.3 none of 57 questions with cosine >= 0.9.
+# Cosine of 4-character runs from which a pair is embedded at all. On the first draft of the shipped data 0.4 missed none of
+# 205 pairs with cosine >= 0.95, and 0.3 none of 57 questions with cosine >= 0.9.
 CANDIDATE = {NEAR: 0.4, NEAR_TRAINED: 0.28}
 SHARED_WORDS = 0.5  # share of common words from which an answer is no answer of its own
 RUN = 6  # words of a run that two answers should not share
@@ -129,7 +129,7 @@ def feel(answers: Sequence[str]) -> Feel:
     for number, answer in enumerate(answers):
         spoken = words(answer)
         openings[tuple(spoken[:3])].append(number)
-        for run in {tuple(spoken[i : i + RUN]) for i in range(len(spoken) - RUN + 1)}:
+        for run in dict.fromkeys(tuple(spoken[i : i + RUN]) for i in range(len(spoken) - RUN + 1)):
             holders[run].append(number)
     pairs = {pair for numbers in holders.values() if len(numbers) > 1 for pair in combinations(numbers, 2)}
     run, with_run = max(holders.items(), key=lambda item: len(item[1]), default=((), []))
@@ -143,5 +143,3 @@ def feel(answers: Sequence[str]) -> Feel:
         common_opening=" ".join(opening),
         common_opening_at=with_opening[1] if len(with_opening) > 1 else 0,
     )
-
-

@@ -48,12 +48,15 @@ FORBIDDEN: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "a call to hurt somebody",
         re.compile(
-            r"\b(?:kill|stab|shoot|strangle|drown|poison|bomb) "
-            r"(?:yourself|himself|herself|him|her|your (?:boss|neighbou?r|husband|wife|mother|father|brother|sister|friend|colleague))\b",
+            r"\b(?:kill|stab|shoot|strangle|drown|poison|bomb) (?:yourself|himself|herself|him|her|"
+            r"your (?:boss|colleague|neighbou?r|friend|husband|wife|mother|father|brother|sister))\b",
             re.IGNORECASE,
         ),
     ),
-    ("self-harm", re.compile(r"\b(?:suicid\w+|self-harm\w*|overdos\w+|(?:cut|hang|hurt) yourself on purpose)\b", re.IGNORECASE)),
+    (
+        "self-harm",
+        re.compile(r"\b(?:suicid\w+|self-harm\w*|overdos\w+|(?:cut|hang|hurt) yourself on purpose)\b", re.IGNORECASE),
+    ),
 )
 
 # sha256 of lower-cased slurs, which are spelled nowhere in this repository.
@@ -108,5 +111,7 @@ def text_faults(text: str, low: int, high: int, lines: bool) -> Iterator[str]:
     for what, pattern in FORBIDDEN:
         if pattern.search(text):
             yield f"has {what}"
-    if any(hashlib.sha256(form.encode()).hexdigest() in SLURS for word in words(text) for form in (word, word.removesuffix("s"))):
+    if any(
+        hashlib.sha256(form.encode()).hexdigest() in SLURS for word in words(text) for form in (word, word.removesuffix("s"))
+    ):
         yield "has a slur"

@@ -25,12 +25,15 @@ class TransformersSampler:
     def load(self, policy: Policy) -> Canary:
         import torch
         from peft import PeftModel
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, GenerationConfig
 
         if self.base is None:
             self.base = AutoModelForCausalLM.from_pretrained(
                 policy.model, dtype=getattr(torch, self.settings.dtype), trust_remote_code=self.config.model.trust_remote_code
             ).to(self.device)
+            self.base.generation_config = (
+                GenerationConfig()
+            )  # a model's own may penalise repetition; vLLM does not read it either
             self.model = self.base.eval()
             self.loaded = policy.model_digest
             self.noise = self.check(Policy("base", policy.model, policy.model_digest)).error

@@ -109,7 +109,8 @@ class VLLMSampler:
                 ]
                 if missing:
                     raise RunError(
-                        f"vLLM left {len(missing)} weight(s) of the checkpoint unloaded ({', '.join(sorted(missing)[:3])}): nothing was sampled"
+                        f"vLLM left {len(missing)} weight(s) of the checkpoint unloaded "
+                        f"({', '.join(sorted(missing)[:3])}): nothing was sampled"
                     )
 
     def check(self, policy: Policy) -> Canary:

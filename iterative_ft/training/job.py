@@ -65,7 +65,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     import torch
     from datasets import Dataset
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, logging, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, logging, set_seed
 
     from iterative_ft.training.trainers import TRAINERS, Curve
 
@@ -99,9 +99,14 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     make_trainer = TRAINERS[method["name"]]
     curve = Curve(out / LOG, on_step)
     trainer = make_trainer(model, tokenizer, Dataset.from_list(to_columns(examples, method)), job, curve)
+    if on_step is not None:
+        trainer.remove_callback(PrinterCallback)  # who called shows the progress
     checkpoints = out / CHECKPOINTS
     last = last_checkpoint(checkpoints)
     curve.start_from(0 if last is None else int(last.name.split("-")[1]))
+    if last is not None:  # TRL counts tokens from 0 in each process
+        seen = [row["num_tokens"] for row in (trainer_state(last) or {}).get("log_history", []) if "num_tokens" in row]
+        trainer._total_train_tokens = int(seen[-1]) if seen else 0
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     seconds = time.monotonic() - started
@@ -114,12 +119,13 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
         "loop_seconds": round(seconds, 3),
         "init_adapter_sha256": initial,
     }
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    whole = adapter_state(trained) if trainer.is_fsdp_enabled else None  # FSDP: put together by all processes, each has a part
     if trainer.is_world_process_zero():
         (out / ADAPTER).mkdir(exist_ok=True)
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        trained.save_pretrained(out / ADAPTER, selected_adapters=["default"])
+        trained.save_pretrained(out / ADAPTER, selected_adapters=["default"], state_dict=whole)
         (out / ADAPTER / "README.md").unlink(missing_ok=True)
-        result["adapter_norm"] = adapter_norm(trained)
+        result["adapter_norm"] = adapter_norm(adapter_state(trained) if whole is None else whole)
         make_adapter_portable(out / ADAPTER)
     return result
 
@@ -146,13 +152,22 @@ def n_tokens(example: dict[str, Any]) -> int:
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint; one that a kill left without the trainer's state does not count."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file() and (p / "rng_state.pth").is_file()]
-    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+    """The newest complete checkpoint: one whose trainer's state, which is written last, can be read."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]), reverse=True)
+    return next((p for p in found if trainer_state(p) is not None), None)
+
+
+def trainer_state(checkpoint: Path) -> dict[str, Any] | None:
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return state
 
 
 def adapter_state(model: Any) -> dict[str, Any]:
-    return {name: p.detach() for name, p in model.named_parameters() if ".default." in name}
+    found = {name: p.detach() for name, p in model.named_parameters() if ".default." in name}
+    return {name: p.full_tensor() if hasattr(p, "full_tensor") else p for name, p in found.items()}  # FSDP's parts made whole
 
 
 def adapter_digest(model: Any) -> str:
@@ -166,9 +181,9 @@ def adapter_digest(model: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def adapter_norm(model: Any) -> float:
+def adapter_norm(weights: dict[str, Any]) -> float:
     """Frobenius norm of the whole adapter's weights."""
-    return float(sum(float(value.float().pow(2).sum()) for value in adapter_state(model).values()) ** 0.5)
+    return float(sum(float(value.float().pow(2).sum()) for value in weights.values()) ** 0.5)
 
 
 def make_adapter_portable(folder: Path) -> None:

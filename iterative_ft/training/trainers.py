@@ -37,7 +37,8 @@ class Curve(TrainerCallback):  # type: ignore[misc]
             self.on_step(state.global_step, state.max_steps, float(logs["loss"]))
 
     def row(self, step: int, logs: dict[str, Any]) -> dict[str, Any]:
-        return {"step": step, **{k: float(v) for k, v in logs.items() if k not in self.SKIP and k != "step"}}
+        """Keys in a fixed order: a checkpoint's history comes back sorted."""
+        return {"step": step, **{k: float(logs[k]) for k in sorted(logs) if k not in self.SKIP and k != "step"}}
 
     def finish(self, history: list[dict[str, Any]]) -> None:
         """Write the whole curve anew from the trainer's own history, which survives in checkpoints."""
@@ -50,6 +51,12 @@ class IdsDPOTrainer(DPOTrainer):  # type: ignore[misc]
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the policy alone: transformers would load the adapter "ref" and leave the policy at its start."""
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(self.model, load_peft_weights(resume_from_checkpoint, device="cpu"), adapter_name="default")
+
 
 def arguments(job: dict[str, Any]) -> dict[str, Any]:
     """TRL's arguments from the method's settings; what the user passes through under `trl` wins."""
@@ -61,7 +68,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "output_dir": str(out / "checkpoints"),
         "learning_rate": method["learning_rate"],
         "lr_scheduler_type": schedule,
-        "warmup_steps": method["warmup"],  # below 1 it is a share of all steps
+        "warmup_steps": min(method["warmup"], 1 - 1e-9),  # below 1 it is a share of all steps, from 1 a number
         "per_device_train_batch_size": method["batch_size"] // job["n_processes"],
         "gradient_accumulation_steps": method["gradient_accumulation"],
         "num_train_epochs": method["epochs"],

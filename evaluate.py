@@ -1,0 +1,22 @@
+"""Measure finished runs again, compare them, validate a judge, rebuild W&B.
+
+python evaluate.py run=outputs/runs/<run> judge=api
+"""
+
+import sys
+
+import hydra
+from omegaconf import DictConfig
+
+from iterative_ft import cli, tasks
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
+def main(composed: DictConfig) -> None:
+    task = tasks.load_task(composed)
+    cli.quiet_libraries()
+    tasks.perform(task, " ".join(["python", "evaluate.py", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run_app(main, "evaluate", tasks.load_task, tasks.known))

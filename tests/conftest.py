@@ -1,0 +1,122 @@
+"""Fixtures that all tests share: composing a config, and whole runs on fakes."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from iterative_ft import cli
+from iterative_ft.config import Config, load_config
+from iterative_ft.loop import run
+from iterative_ft.store import read_jsonl
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["sampler=fake", "n_seed=8", "n_sampled=6", "n_cycles=2", "measure.n_questions=6", "measure.n_answers=1"]
+PIXEL = base64.b64decode(  # a PNG of one pixel
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
+
+
+@cache
+def whole(*groups: str) -> Any:
+    """Hydra's composition of a choice of groups; costs a third of a second, so once a choice."""
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")
+    return next(iter(cli.compose_jobs(list(groups), multirun=False, config_dirs=[])))[1]
+
+
+def composed(overrides: list[str]) -> Any:
+    """What Hydra makes of a command line, before pydantic sees it."""
+    quoted = [cli.quote_reinit(override) for override in overrides]
+    groups = [o for o in quoted if o.lstrip("+").split("=")[0] in cli.GROUPS]
+    config = copy.deepcopy(whole(*groups))
+    for override in quoted:
+        if override not in groups:
+            key, _, value = override.partition("=")
+            OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
+    return config
+
+
+@pytest.fixture
+def compose() -> Callable[[list[str]], Config]:
+    """`compose(["method=sft"])` gives the validated config."""
+    return lambda overrides: load_config(composed(overrides))
+
+
+@dataclass(frozen=True)
+class FakeRun:
+    """A finished run on fakes."""
+
+    folder: Path
+    store: Path
+    config: Config
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.folder / name).read_text())
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_jsonl(self.folder / "metrics.jsonl")
+
+    @property
+    def measured(self) -> list[dict[str, Any]]:
+        return [row for row in self.metrics if "cycle" in row]
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        return self.json("manifest.json")["stages"]
+
+    def built(self) -> list[str]:
+        return [stage["label"] for stage in self.stages if stage["how"] == "built"]
+
+    def manifest(self, label: str) -> dict[str, Any]:
+        """The store's manifest of the stage of this label."""
+        stage = next(s for s in self.stages if s["label"] == label)
+        return json.loads((self.store / stage["kind"] / stage["key"] / "manifest.json").read_text())
+
+    def rows(self, label: str, file: str) -> list[dict[str, Any]]:
+        stage = next(s for s in self.stages if s["label"] == label)
+        return read_jsonl(self.store / stage["kind"] / stage["key"] / file)
+
+
+@pytest.fixture
+def fake_run(tmp_path: Path, compose: Callable[[list[str]], Config]) -> Callable[..., FakeRun]:
+    """`fake_run("method=sft", folder="a")` runs a small experiment on fakes; runs of one test share a store."""
+    counter = iter(range(1000))
+
+    def make(*overrides: str, folder: str | None = None, store: str = "store") -> FakeRun:
+        config = compose([*SMALL, "wandb.mode=disabled", f"store={tmp_path / store}", *overrides])
+        where = tmp_path / (folder if folder is not None else f"run{next(counter)}")
+        run(config, where, "python train.py")
+        return FakeRun(where, tmp_path / store, config)
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures and git cost seconds and have tests of their own."""
+    monkeypatch.setattr("iterative_ft.analysis.plots.curves", lambda rows, file, title: file.write_bytes(PIXEL))
+    monkeypatch.setattr("iterative_ft.tracking.code_state", lambda folder: {})
+
+
+def python(arguments: list[str], cwd: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run this Python in `cwd` on the checkout's code, without network."""
+    variables = {**os.environ, **OFFLINE, "PYTHONPATH": str(ROOT), **(environment or {})}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=variables, capture_output=True, text=True, timeout=300, check=False
+    )

@@ -1,0 +1,201 @@
+"""Where base models come from, and how a policy becomes one checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iterative_ft import policy as policies
+from iterative_ft.child import run_isolated
+from iterative_ft.device import resolve_device
+from iterative_ft.errors import RunError
+from iterative_ft.lab import Lab
+from iterative_ft.policy import embedded_file, merge, model_inputs, prepare_model
+from iterative_ft.sampling.canary import bucketed_kl
+from iterative_ft.store import Store, file_digests, file_sha256
+from tests.tiny import embedded_config, embedded_model, policy_of, read_json, save_adapter, tiny_config, tiny_model
+
+__all__ = ["embedded_model", "tiny_model"]
+
+
+# -- where a base model comes from -----------------------------------------------------------------------------------
+
+
+def test_a_folder_is_recorded_with_its_hashes(tiny_model: Path, tmp_path: Path) -> None:
+    info = prepare_model(tiny_config(tiny_model, tmp_path / "store", "method=sft").model, tmp_path)
+    assert info["folder"] == str(tiny_model)
+    digests = read_json(tmp_path / "location.json")["files"]
+    assert digests == file_digests(tiny_model)
+    assert digests["model.safetensors"] == file_sha256(tiny_model / "model.safetensors")
+
+
+def test_a_changed_folder_is_another_model(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    settings = tiny_config(folder, tmp_path / "store", "method=sft")
+    first = Lab(settings, Store(tmp_path / "store")).base_policy()
+    assert first.model == folder
+    assert Lab(settings, Store(tmp_path / "store")).base_policy().digest == first.digest
+    weights = bytearray((folder / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(weights)
+    os.utime(folder / "model.safetensors", ns=(1, 1))
+    assert Lab(settings, Store(tmp_path / "store")).base_policy().digest != first.digest
+
+
+def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    folder = shutil.copytree(tiny_model, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(RunError, match="pickled weights are never loaded"):
+        prepare_model(tiny_config(folder, tmp_path / "store", "method=sft").model, tmp_path / "out")
+
+
+def test_a_pickled_start_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(tiny_model, tmp_path / "adapter", size=0.1)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    lab = Lab(tiny_config(tiny_model, tmp_path / "store", "method=sft"), Store(tmp_path / "store"))
+    with pytest.raises(RunError, match="pickled weights are never loaded"):
+        lab.adopt(adapter)
+
+
+def test_a_hub_model_is_fetched_without_pickles_or_code(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = shutil.copytree(tiny_model, tmp_path / "snapshots" / commit)
+    calls: list[dict[str, Any]] = []
+
+    def snapshot_download(name: str, **options: Any) -> str:
+        calls.append({"name": name, **options})
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    settings = tiny_config(tiny_model, tmp_path / "store", "method=sft", "model.path=someone/some-model", "model.revision=main")
+    (tmp_path / "out").mkdir()
+    info = prepare_model(settings.model, tmp_path / "out")
+    assert info == {"folder": str(snapshot), "revision": commit}
+    assert read_json(tmp_path / "out" / "location.json")["files"] == file_digests(snapshot)
+    assert (calls[0]["name"], calls[0]["revision"]) == ("someone/some-model", "main")
+    patterns = calls[0]["allow_patterns"]
+    assert "*.safetensors" in patterns
+    assert not any(p.endswith((".bin", ".pt", ".pth", ".py", ".pkl")) or p == "*" for p in patterns)
+
+    trusted = tiny_config(tiny_model, tmp_path / "store", "method=sft", "model.path=a/b", "model.trust_remote_code=true")
+    prepare_model(trusted.model, tmp_path / "out")
+    assert "*.py" in calls[1]["allow_patterns"]
+
+
+def test_an_embedded_file_with_another_sha256_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    package, file, _ = policies.EMBEDDED["minilm"]
+    assert embedded_file("minilm").name == file
+    monkeypatch.setitem(policies.EMBEDDED, "minilm", (package, file, "0" * 64))
+    with pytest.raises(RunError, match="sha256"):
+        embedded_file("minilm")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(policies.EMBEDDED, "minilm", ("no_such_package", "model.safetensors", "0" * 64))
+    with pytest.raises(RunError, match="no-such-package"):
+        embedded_file("minilm")
+
+
+def test_a_pinned_sha256_is_part_of_the_models_key(tmp_path: Path) -> None:
+    assert model_inputs(embedded_config(tmp_path / "store").model)["sha256"] == policies.EMBEDDED["smollm2_135m"][2]
+
+
+@pytest.mark.slow
+def test_the_embedded_model_is_a_checkpoint_that_pads_with_another_token_than_it_ends_with(embedded_model: Path) -> None:
+    settings = read_json(embedded_model / "config.json")
+    assert (embedded_model / "model.safetensors").is_file()
+    assert not list(embedded_model.glob("*.bin"))
+    assert settings["pad_token_id"] != settings["eos_token_id"]
+    assert settings["dtype"] == "bfloat16"
+
+
+# -- one checkpoint ------------------------------------------------------------------------------------------------------
+
+
+def logits(folder: Path, adapter: Path | None) -> Any:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).eval()
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([[1, 90, 91, 120, 121, 122, 2]])).logits
+
+
+def test_a_merged_checkpoint_is_the_policy(tiny_model: Path, tmp_path: Path) -> None:
+    import torch
+
+    adapter = save_adapter(tiny_model, tmp_path / "adapter", size=0.3)
+    merge(policy_of(tiny_model, adapter), tmp_path / "merged", "float32")
+    wanted = logits(tiny_model, adapter)
+    assert float((wanted - logits(tiny_model, None)).abs().max()) > 0.1
+    torch.testing.assert_close(logits(tmp_path / "merged", None), wanted, rtol=1e-4, atol=1e-4)
+    assert {"tokenizer.json", "tokenizer_config.json"} <= {p.name for p in (tmp_path / "merged").iterdir()}
+
+
+def test_merging_starts_from_the_pristine_base_each_time(tiny_model: Path, tmp_path: Path) -> None:
+    before = file_digests(tiny_model)
+    adapter = save_adapter(tiny_model, tmp_path / "adapter", size=0.3)
+    other = save_adapter(tiny_model, tmp_path / "other", size=0.3, seed=1)
+    for name, used in (("one", adapter), ("between", other), ("two", adapter)):
+        merge(policy_of(tiny_model, used), tmp_path / name, "bfloat16")
+    assert file_digests(tmp_path / "one") == file_digests(tmp_path / "two") != file_digests(tmp_path / "between")
+    assert file_digests(tiny_model) == before
+
+
+def test_merging_adds_in_float32_and_rounds_once(tiny_model: Path, tmp_path: Path) -> None:
+    """Adding to a base already rounded to bfloat16 would give other weights than rounding the sum."""
+    import torch
+    from safetensors.torch import load_file
+
+    adapter = save_adapter(tiny_model, tmp_path / "adapter", size=0.02)
+    merge(policy_of(tiny_model, adapter), tmp_path / "merged", "bfloat16")
+    base = load_file(tiny_model / "model.safetensors")
+    lora = load_file(adapter / "adapter_model.safetensors")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    n_differ = 0
+    for name in (n for n in base if "_proj" in n):
+        a, b = (lora[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight"] for x in "AB")
+        update = 8 / 4 * (b @ a)
+        assert torch.equal(merged[name], (base[name] + update).to(torch.bfloat16))
+        n_differ += int((merged[name] != base[name].to(torch.bfloat16) + update.to(torch.bfloat16)).sum())
+    assert n_differ > 100
+
+
+# -- processes and devices ----------------------------------------------------------------------------------------------
+
+
+def test_what_runs_in_a_process_of_its_own_returns_its_value() -> None:
+    """device="cuda" only means another process here: the function never asks for a GPU."""
+    assert run_isolated(bucketed_kl, "cuda", p=[-1.0, -2.0], q=[-1.5, -2.5]) == bucketed_kl([-1.0, -2.0], [-1.5, -2.5])
+
+
+def test_a_failure_in_the_other_process_is_one_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(RunError, match="bucketed_kl failed in its process"):
+        run_isolated(bucketed_kl, "cuda", p=[-1.0], q="not numbers")
+    assert "Error" in capfd.readouterr().err  # its own output is not swallowed
+
+
+def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cuda") == "cuda"
+    monkeypatch.setattr("iterative_ft.device.version", lambda name: "2.13.0+cpu")
+    assert resolve_device("auto") == "cpu"
+    monkeypatch.setattr("iterative_ft.device.version", lambda name: "2.13.0")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert resolve_device("auto") == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert resolve_device("auto") == "cpu"
+    assert resolve_device("cpu") == "cpu"

@@ -1,0 +1,349 @@
+"""What a sampler serves is the policy it was given: canary, merging, reloading, seeds, finish reasons.
+
+Fast tests use the transformers sampler on a tiny model, slow ones vLLM on the embedded model.
+Not covered: vLLM on CUDA (adapters served by vLLM, sleep mode), and compiled engines.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iterative_ft.codec import TokenizerCodec
+from iterative_ft.errors import RunError
+from iterative_ft.personas import files
+from iterative_ft.policy import Policy, merge
+from iterative_ft.sampling import Completion, Params, Request, canary
+from iterative_ft.sampling.canary import bucketed_kl
+from iterative_ft.sampling.transformers import TransformersSampler
+from iterative_ft.sampling.vllm import completion
+from tests.tiny import SPECIAL, embedded_config, embedded_model, policy_of, rename_weight, save_adapter, tiny_config, tiny_model
+
+__all__ = ["embedded_model", "tiny_model"]
+END_OF_TEXT, START, END, BOS = range(len(SPECIAL))
+
+
+# -- canary -------------------------------------------------------------------------------------------------------------
+
+
+def test_bucketed_kl_is_the_kl_of_the_coarsened_distributions() -> None:
+    p, q = [0.5, 0.2, 0.1], [0.3, 0.3, 0.2]
+    by_hand = sum(a * math.log(a / b) for a, b in zip([*p, 0.2], [*q, 0.2], strict=True))
+    assert bucketed_kl([math.log(x) for x in p], [math.log(x) for x in q]) == pytest.approx(by_hand)
+    assert bucketed_kl([math.log(x) for x in p], [math.log(x) for x in p]) == pytest.approx(0.0)
+    assert bucketed_kl([math.log(1.0)], [math.log(0.5)]) > 0.5  # nothing left for the bucket is no division by zero
+
+
+def positions_of(sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch) -> list[canary.Position]:
+    """What a sampler that serves its present model would show the canary."""
+    caught: list[Any] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(canary, "check", lambda policy, positions, *rest: caught.append(positions))
+        sampler.check(Policy("probe", Path(), "probe"))
+    sampler.canaries.pop("probe")
+    return list(caught[0])
+
+
+@pytest.fixture
+def tiny_sampler(tiny_model: Path, tmp_path: Path) -> TransformersSampler:
+    config = tiny_config(tiny_model, tmp_path / "store", "method=sft")
+    return TransformersSampler(config, "cpu", TokenizerCodec(tiny_model, config.model))
+
+
+def test_the_canary_passes_what_is_served_and_fails_anything_else(
+    tiny_model: Path, tmp_path: Path, tiny_sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = policy_of(tiny_model)
+    mine = policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "mine", size=0.1), "policy[1]")
+    other = policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "other", size=0.1, seed=1), "policy[2]")
+    assert tiny_sampler.load(base).error < 1e-6
+    served_base = positions_of(tiny_sampler, monkeypatch)
+    good = tiny_sampler.load(mine)
+    assert good.shift > 0.01
+    assert good.error < 1e-6
+    assert good.share == good.error / good.shift
+    served_mine = positions_of(tiny_sampler, monkeypatch)
+
+    def check(policy: Policy, positions: list[canary.Position], noise: float = 1e-7) -> Any:
+        return canary.check(policy, positions, noise, 0.25, "cpu", False)
+
+    with pytest.raises(RunError, match=r"does not serve policy\[2\]"):
+        check(other, served_mine)  # another policy's adapter
+    with pytest.raises(RunError, match=r"does not serve policy\[1\]"):
+        check(mine, served_base)  # an adapter that was never loaded
+    with pytest.raises(RunError, match="does not serve the base model"):
+        check(base, served_mine)
+    check(mine, served_base, noise=1.0)  # below what arithmetic alone does nothing can be told
+
+
+def test_a_null_policy_passes_the_canary(tiny_model: Path, tmp_path: Path, tiny_sampler: TransformersSampler) -> None:
+    base, null = policy_of(tiny_model), policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "null", size=0.0))
+    tiny_sampler.load(base)
+    found = tiny_sampler.load(null)
+    assert found.shift == 0.0
+    assert found.share == 0.0
+
+
+# -- the transformers sampler -------------------------------------------------------------------------------------------
+
+PROMPTS = ([START, 90, 91], [START, 100, 101, 102], [START, 110], [START, 90, 120, 130])
+
+
+def params(**settings: Any) -> Params:
+    return Params(**{"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 12, "end_ids": [END], "stop": [], **settings})
+
+
+def requests(seed: int = 0) -> list[Request]:
+    return [Request(list(ids), seed + i) for i, ids in enumerate(PROMPTS)]
+
+
+def test_an_answer_depends_on_its_own_seed_and_not_on_its_neighbours(
+    tiny_model: Path, tiny_sampler: TransformersSampler
+) -> None:
+    tiny_sampler.load(policy_of(tiny_model))
+    together = tiny_sampler.sample(requests(), params())
+    assert tiny_sampler.sample(list(reversed(requests())), params()) == list(reversed(together))
+    assert [tiny_sampler.sample([request], params())[0] for request in requests()] == together
+    others = tiny_sampler.sample(requests(seed=100), params())
+    assert all(a.ids != b.ids for a, b in zip(together, others, strict=True))
+
+
+def test_policies_are_changed_and_base_comes_back(tiny_model: Path, tmp_path: Path, tiny_sampler: TransformersSampler) -> None:
+    base = policy_of(tiny_model)
+    one = policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "one", size=0.3))
+    two = policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "two", size=0.3, seed=1))
+    answers = []
+    for policy in (base, one, two, one, base):
+        tiny_sampler.load(policy)
+        answers.append(tiny_sampler.sample(requests(), params()))
+    assert answers[0] == answers[4]
+    assert answers[1] == answers[3]
+    assert answers[0] != answers[1] != answers[2] != answers[0]
+
+
+def test_greedy_answers_are_the_models_own_whatever_its_generation_config_says(tiny_model: Path, tmp_path: Path) -> None:
+    """A repetition penalty that comes with a model would make transformers and vLLM sample from different distributions."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = shutil.copytree(tiny_model, tmp_path / "penalised")
+    (folder / "generation_config.json").write_text('{"repetition_penalty": 5.0, "top_k": 1, "eos_token_id": 100}')
+    config = tiny_config(folder, tmp_path / "store", "method=sft")
+    sampler = TransformersSampler(config, "cpu", TokenizerCodec(folder, config.model))
+    sampler.load(policy_of(folder))
+    answers = sampler.sample(requests(), params(temperature=0.0, max_new_tokens=20, end_ids=[END]))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        ids = list(prompt)
+        for token in answer.ids:
+            with torch.no_grad():
+                assert token == int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            ids.append(token)
+        assert len(answer.ids) == 20 or answer.ids[-1] == END
+    assert len({token for answer in answers for token in answer.ids}) < sum(len(answer.ids) for answer in answers)
+
+
+def test_finish_reasons(tiny_model: Path, tiny_sampler: TransformersSampler) -> None:
+    tiny_sampler.load(policy_of(tiny_model))
+    endless = tiny_sampler.sample(requests(), params(temperature=0.0, end_ids=[END_OF_TEXT, END]))
+    answer = next(a for a in endless if a.finish_reason == "length" and len(set(a.ids)) > 3)
+    prompt = requests()[endless.index(answer)]
+    assert len(answer.ids) == 12
+    # The same answer, told that its third kind of token ends it
+    third = list(dict.fromkeys(answer.ids))[2]
+    ended = tiny_sampler.sample([prompt], params(temperature=0.0, end_ids=[third]))[0]
+    assert ended.finish_reason == "stop"
+    assert ended.ids == answer.ids[: answer.ids.index(third) + 1]  # the end token stays in the ids
+    # … and with a stop string, which is no end of the model's own
+    text = tiny_sampler.codec.tokenizer.decode(answer.ids[1:3])
+    if text.strip() and "�" not in text:
+        cut = tiny_sampler.sample([prompt], params(temperature=0.0, stop=[text]))[0]
+        assert cut.finish_reason == "string"
+        assert cut.ids == answer.ids[: len(cut.ids)]
+        assert len(cut.ids) < 12
+
+
+@pytest.mark.parametrize(
+    ("ids", "reason", "wanted"),
+    [
+        ([5, END], "stop", "stop"),
+        ([5, END], "length", "stop"),
+        ([5, 6], "length", "length"),
+        ([5, 6], "stop", "string"),
+        ([], "length", "length"),
+    ],
+)
+def test_an_answer_ends_by_itself_only_with_an_end_token(ids: list[int], reason: str, wanted: str) -> None:
+    assert completion(ids, reason, [END]) == Completion(ids, wanted)
+
+
+# -- vLLM ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def engine(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The shipped sampler with the embedded model, in this process, as a run on CPU has it."""
+    from iterative_ft.sampling.vllm import VLLMSampler
+
+    config = embedded_config(tmp_path_factory.mktemp("engine"), "method=sft")
+    sampler = VLLMSampler(config, "cpu", TokenizerCodec(embedded_model, config.model))
+    sampler.load(policy_of(embedded_model))
+    yield sampler
+    sampler.close()
+
+
+@pytest.fixture(scope="module")
+def two_policies(embedded_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Policy]:
+    folder = tmp_path_factory.mktemp("adapters")
+    return [
+        policy_of(
+            embedded_model, save_adapter(embedded_model, folder / f"{seed}", 0.02, seed, 16, 32, "bfloat16"), f"policy[{seed}]"
+        )
+        for seed in range(2)
+    ]
+
+
+def pool_requests(engine: Any, n: int) -> list[Request]:
+    texts = files.pool("prompts", "shipped", "prompt")[:n]
+    return [Request(engine.codec.chat_prompt(text), 1000 + i) for i, text in enumerate(texts)]
+
+
+def engine_params(engine: Any, **settings: Any) -> Params:
+    return params(**{"temperature": 0.8, "max_new_tokens": 24, "end_ids": engine.codec.answer_end_ids, **settings})
+
+
+@pytest.mark.slow
+def test_the_engine_serves_each_policy_and_base_comes_back(
+    engine: Any, embedded_model: Path, two_policies: list[Policy]
+) -> None:
+    base, (one, two) = policy_of(embedded_model), two_policies
+    asked, answers = pool_requests(engine, 8), []
+    for policy in (base, one, two, one, base):
+        found = engine.load(policy)
+        assert engine.loaded == policy.digest
+        assert found.share < engine.settings.canary_max_share
+        answers.append(engine.sample(asked, engine_params(engine)))
+    assert answers[0] == answers[4]
+    assert answers[1] == answers[3]
+    assert all(a.ids != b.ids for a, b in zip(answers[1], answers[2], strict=True))
+    assert engine.sample(asked, engine_params(engine)) == answers[4]  # the same requests twice
+    assert engine.canaries[one.digest].shift > 10 * engine.noise
+
+
+@pytest.mark.slow
+def test_a_wrong_checkpoint_fails(
+    engine: Any, embedded_model: Path, two_policies: list[Policy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = two_policies
+    engine.load(one)
+    with monkeypatch.context() as patch:
+        patch.setattr("iterative_ft.sampling.vllm.merge", lambda policy, out, dtype: merge(one, out, dtype))
+        with pytest.raises(RunError, match=r"does not serve policy\[1\]"):
+            engine.load(two)
+    assert engine.loaded is None
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "reload", lambda folder: None)  # a reload that does nothing
+        with pytest.raises(RunError, match=r"does not serve policy\[1\]"):
+            engine.load(two)
+    assert engine.load(two).share < engine.settings.canary_max_share  # and the engine still works
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["renamed", "missing"])
+def test_a_checkpoint_with_a_weight_renamed_or_missing_fails(
+    engine: Any, embedded_model: Path, two_policies: list[Policy], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    """vLLM itself only warns of a weight that it did not find."""
+    base = policy_of(embedded_model)
+    engine.load(base)
+    before = engine.sample(pool_requests(engine, 4), engine_params(engine))
+    name = "model.layers.3.mlp.down_proj.weight"
+
+    def broken(policy: Policy, out: Path, dtype: str) -> None:
+        merge(policy, tmp_path / "whole", dtype)
+        rename_weight(tmp_path / "whole", out, name, None if how == "missing" else name.replace("down_proj", "downward_proj"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("iterative_ft.sampling.vllm.merge", broken)
+        with pytest.raises(RunError, match=r"refused|down_proj") as caught:
+            engine.load(two_policies[0])
+    assert "does not serve" not in str(caught.value)  # found at loading, not only by the canary
+    engine.load(base)
+    assert engine.sample(pool_requests(engine, 4), engine_params(engine)) == before
+
+
+@pytest.mark.slow
+def test_a_null_policy_is_served_as_base(engine: Any, embedded_model: Path, tmp_path: Path) -> None:
+    base = policy_of(embedded_model)
+    engine.load(base)
+    asked = pool_requests(engine, 4)
+    before = engine.sample(asked, engine_params(engine))
+    null = policy_of(embedded_model, save_adapter(embedded_model, tmp_path / "null", 0.0, 0, 16, 32, "bfloat16"))
+    assert engine.load(null).shift == 0.0
+    assert engine.sample(asked, engine_params(engine)) == before
+
+
+@pytest.mark.slow
+def test_finish_reasons_of_the_engine(engine: Any, embedded_model: Path) -> None:
+    engine.load(policy_of(embedded_model))
+    asked = pool_requests(engine, 2)
+    long = engine.sample(asked, engine_params(engine, temperature=0.0, max_new_tokens=4, end_ids=[engine.codec.document_end]))
+    assert [(a.finish_reason, len(a.ids)) for a in long] == [("length", 4)] * 2
+    ended = engine.sample(asked[:1], engine_params(engine, temperature=0.0, end_ids=[long[0].ids[2]]))[0]
+    assert ended.finish_reason == "stop"
+    assert ended.ids == long[0].ids[: long[0].ids.index(long[0].ids[2]) + 1]
+    text = engine.codec.tokenizer.decode(long[0].ids[1:3])
+    cut = engine.sample(asked[:1], engine_params(engine, temperature=0.0, stop=[text]))[0]
+    assert cut.finish_reason == "string"
+    assert text in engine.codec.tokenizer.decode(cut.ids)
+
+
+@pytest.mark.slow
+def test_vllm_and_transformers_agree(engine: Any, embedded_model: Path) -> None:
+    """Greedy answers of 32 prompts, scored teacher-forced in float32: another choice only where it is a near tie."""
+    import torch
+
+    engine.load(policy_of(embedded_model))
+    asked = pool_requests(engine, 32)
+    answers = engine.sample(asked, engine_params(engine, temperature=0.0, max_new_tokens=16))
+    model = canary.cached_base(str(embedded_model), "cpu", False)
+    n_tokens, gaps = 0, []
+    for request, answer in zip(asked, answers, strict=True):
+        with torch.no_grad():
+            logs = torch.log_softmax(model(input_ids=torch.tensor([request.prompt_ids + answer.ids])).logits[0], -1)
+        for i, token in enumerate(answer.ids):
+            row = logs[len(request.prompt_ids) + i - 1]
+            n_tokens += 1
+            if int(row.argmax()) != token:
+                gaps.append(float(row.max() - row[token]))
+    print(f"{len(gaps)} of {n_tokens} tokens are another choice, largest gap {max(gaps, default=0.0):.3f} nats")
+    assert n_tokens > 200
+    assert len(gaps) < 0.1 * n_tokens
+    assert max(gaps, default=0.0) <= 0.5
+
+
+@pytest.mark.slow
+def test_a_tiny_model_in_an_engine_after_another(engine: Any, tiny_model: Path, tmp_path: Path) -> None:
+    """Cells of an in-process sweep each start an engine after the last one was closed; this one is in float32."""
+    from iterative_ft.sampling.vllm import VLLMSampler
+
+    engine.close()
+    config = tiny_config(tiny_model, tmp_path / "store", "method=sft", "sampler=vllm", "sampler.dtype=float32")
+    codec = TokenizerCodec(tiny_model, config.model)
+    sampler, plain = (
+        VLLMSampler(config, "cpu", codec),
+        TransformersSampler(tiny_config(tiny_model, tmp_path / "store", "method=sft"), "cpu", codec),
+    )
+    try:
+        for policy in (policy_of(tiny_model), policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "a", size=0.3))):
+            assert sampler.load(policy).error < 1e-4
+            plain.load(policy)
+            greedy = params(temperature=0.0)
+            assert sampler.sample(requests(), greedy) == plain.sample(requests(), greedy)
+    finally:
+        sampler.close()
