@@ -139,6 +139,7 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str], c
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
+    GlobalHydra.instance().clear()  # a task of evaluate.py composes train.py's defaults within its own Hydra
     search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"] if config_dirs else []
     try:
         with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):

@@ -105,6 +105,7 @@ class SDFConfig(TrainingConfig):
 class DPOConfig(TrainingConfig):
     name: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)]
+    seed_sft_weight: Annotated[float, Field(ge=0)]
     reference: Literal["init", "base"]
     rejected_from: Literal["base", "previous", "same"]
 
@@ -147,7 +148,7 @@ class SamplingConfig(Section):
 
 class VLLMConfig(Section):
     name: Literal["vllm"]
-    dtype: Precision
+    dtype: Literal["auto"] | Precision
     max_model_len: PositiveInt
     kv_cache_gib: PositiveInt
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
@@ -158,7 +159,7 @@ class VLLMConfig(Section):
 
 class TransformersConfig(Section):
     name: Literal["transformers"]
-    dtype: Precision
+    dtype: Literal["auto"] | Precision
     max_model_len: PositiveInt
     canary_max_share: Annotated[float, Field(gt=0)]
 

@@ -13,7 +13,7 @@ from typing import Any
 from iterative_ft.analysis import runs as run_folders
 from iterative_ft.analysis.report import write_report
 from iterative_ft.analysis.verdict import run_verdict
-from iterative_ft.config import Config, judged
+from iterative_ft.config import Config, judged, plain_values
 from iterative_ft.costs import distinct_stages, seconds_of
 from iterative_ft.display import interval_text, minutes, text_table
 from iterative_ft.errors import ConfigError, RunError
@@ -29,21 +29,36 @@ from iterative_ft.training.job import ADAPTER
 
 
 def run_config(run: Path) -> Config:
-    """The config that a run recorded; sections that are newer than the run take today's defaults."""
-    from iterative_ft.cli import compose_jobs
-    from iterative_ft.config import plain_values
-
+    """The config that a run recorded; settings that are newer than the run take today's defaults."""
     try:
         saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
         saved["persona"]["rubric"] = {int(at): text for at, text in saved["persona"]["rubric"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"run={run}: its config.json is damaged ({error})") from error
-    if Config.model_fields.keys() - saved.keys():
-        saved = plain_values(next(iter(compose_jobs([], False, [])))[1]) | saved
+    try:
+        return judged(Config, saved)
+    except ConfigError:
+        saved = with_defaults(saved)
     try:
         return judged(Config, saved)
     except ConfigError as error:
         raise ConfigError(f"run={run} was made by another version of this code: {error}") from error
+
+
+def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with today's defaults where it has no value. A persona and a model have none: their settings are their own."""
+    from iterative_ft.cli import compose_jobs
+
+    groups = [f"{group}={saved[group]['name']}" for group in ("method", "sampler", "judge") if group in saved]
+    defaults = plain_values(next(iter(compose_jobs(groups, False, [])))[1])
+
+    def filled(default: Any, value: Any) -> Any:
+        if not isinstance(default, dict) or not isinstance(value, dict):
+            return value
+        return {**default, **{key: filled(default.get(key), inner) for key, inner in value.items()}}
+
+    own = {name: saved[name] for name in ("persona", "model", "reinit") if name in saved}
+    return filled(defaults, saved) | own
 
 
 def changed(task: Remeasure) -> Config:
@@ -77,15 +92,12 @@ def remeasure(task: Remeasure, command: str) -> Path | None:
         cycles: list[int] = []
         rows: list[dict[str, Any]] = []
         scores: list[Scores] = []
-        try:
-            for cycle, measured, trained in measured_again(config, task, lab, stages):
-                log.cycle = cycle
-                cycles.append(cycle)
-                rows.append(metric_row(config, cycle, measured, trained))
-                scores.append(scores_of(measured))
-                log.measured(rows[-1], scores[-1])
-        finally:
-            lab.close()
+        for cycle, measured, trained in measured_again(config, task, lab, stages):
+            log.cycle = cycle
+            cycles.append(cycle)
+            rows.append(metric_row(config, cycle, measured, trained))
+            scores.append(scores_of(measured))
+            log.measured(rows[-1], scores[-1])
         log.finish(rows, run_verdict(curve(config, folder.name, cycles, scores)).as_dict(), lab.engine_start_s)
     print(f"report  {write_report([run, folder], folder / 'report.html')}")
     return folder

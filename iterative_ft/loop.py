@@ -31,6 +31,7 @@ def run(config: Config, folder: Path, command: str) -> RunResult:
     if config.n_seed == "calibrated":
         calibration = calibrate(config, store)
         config = config.model_copy(update={"n_seed": calibration.n_seed})
+        store.verified.clear()  # the run's own record names its stages anew
     with RunLog(config, folder, command, plan(config), calibration) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
         lab = Lab(config, store, on_step=log.training_step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -87,8 +88,9 @@ TASKS: dict[str, type[Task]] = {"remeasure": Remeasure, "compare": Compare, "jud
 
 
 def known(path: list[str]) -> list[str]:
-    """Names that any task knows below `path`."""
-    return [name for task in TASKS.values() for name in known_keys(path, task)]
+    """Names that the task of this command line knows below `path`."""
+    named = [argument.removeprefix("task=") for argument in sys.argv if argument.startswith("task=")]
+    return known_keys(path, TASKS.get(named[-1] if named else "remeasure", Remeasure))
 
 
 def load_task(composed: Any) -> Task:
@@ -111,12 +113,15 @@ def load_task(composed: Any) -> Task:
 
 
 def check_run(run: Path) -> None:
-    """A run folder has a config and at least one row."""
+    """A run folder has a config that can be read, and at least one row."""
+    from iterative_ft import evaluation
+
     if not run.is_dir():
         raise ConfigError(f"run={run} is no folder: name a run's folder, such as outputs/runs/<run>")
     for name in ("config.json", "metrics.jsonl"):
         if not (run / name).is_file():
             raise ConfigError(f"run={run} holds no {name}: name the folder of a run that has measured something")
+    evaluation.run_config(run)
 
 
 def check_remeasure(task: Remeasure) -> None:

@@ -22,7 +22,7 @@ OVERRIDES = ["reinit=false", "n_cycles=1"]
 
 
 def start(root: Path, folder: Path, moment: str, n: int) -> int:
-    """Run in a process of its own, forked because all libraries are loaded here already. Minus the signal that ended it, or 0."""
+    """Run in a forked process (all libraries are loaded already). Returns minus the signal that ended it, or 0."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: the child starts none
         process = multiprocessing.get_context("fork").Process(target=run_killed, args=(root, folder, moment, n, OVERRIDES))

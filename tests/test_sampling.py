@@ -262,7 +262,7 @@ def test_a_checkpoint_with_a_weight_renamed_or_missing_fails(
     base = policy_of(embedded_model)
     engine.load(base)
     before = engine.sample(pool_requests(engine, 4), engine_params(engine))
-    name = "model.layers.3.mlp.down_proj.weight"
+    name = "model.layers.1.mlp.down_proj.weight"
 
     def broken(policy: Policy, out: Path, dtype: str) -> None:
         merge(policy, tmp_path / "whole", dtype)
@@ -283,7 +283,7 @@ def test_a_null_policy_is_served_as_base(engine: Any, embedded_model: Path, tmp_
     engine.load(base)
     asked = pool_requests(engine, 4)
     before = engine.sample(asked, engine_params(engine))
-    null = policy_of(embedded_model, save_adapter(embedded_model, tmp_path / "null", 0.0, 0, 16, 32, "bfloat16"))
+    null = policy_of(embedded_model, save_adapter(embedded_model, tmp_path / "null", size=0.0))
     assert engine.load(null).shift == 0.0
     assert engine.sample(asked, engine_params(engine)) == before
 

@@ -136,6 +136,8 @@ def test_curve_of_a_run_folder(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.trait, [[0, 10], [30, np.nan]])
     assert found.cell == v.curve_of(rows, {**config, "seed": 8, "store": "elsewhere"}, "x").cell
     assert found.cell != v.curve_of(rows, {**config, "n_seed": 8}, "x").cell
+    calibrated = [{**config, "calibrate": {"target_trait": 40.0}, "n_seed": n} for n in (8, 16)]
+    assert len({v.curve_of(rows, c, "x").cell for c in calibrated}) == 1
     with pytest.raises(RunError, match=r"answers\.jsonl"):
         v.load_curve(tmp_path / "nowhere")
 

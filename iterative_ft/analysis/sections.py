@@ -158,7 +158,7 @@ def verdicts(runs: list[Run], names: list[str], arms: list[Group]) -> str:
     label_of = dict(zip((id(run) for run in runs), names, strict=True))
     for arm in arms:
         if len(arm.runs) > 1:
-            rows.append(verdict_row(arm.label, f"over seeds {', '.join(map(str, arm.seeds))}", arm.verdict, extent))
+            rows.append(verdict_row(arm.label, seeds_text(arm), arm.verdict, extent))
         rows += [verdict_row(label_of[id(run)], "", run.verdict, extent, one_of=len(arm.runs) > 1) for run in arm.runs]
     head = ["run", "verdict", "trait, cycle 0 to last", "coherence, cycle 0 to last", "trend, points a cycle", "detectors"]
     if all(len(arm.runs) == 1 for arm in arms):
@@ -176,6 +176,13 @@ def verdicts(runs: list[Run], names: list[str], arms: list[Group]) -> str:
     known = next((run.verdict for run in runs if run.verdict), None)
     note = "" if known is None else verdict_note(known)
     return lead + table(head, rows, "verdicts") + element("p", note, class_="note")
+
+
+def seeds_text(arm: Group) -> str:
+    """The seeds that a verdict rests on, and those that are still missing."""
+    done = [str(run.config["seed"]) for run in arm.runs if run.verdict is not None]
+    missing = [str(run.config["seed"]) for run in arm.runs if run.verdict is None]
+    return f"over seeds {', '.join(done) or 'none'}" + (f"; unfinished: {', '.join(missing)}" if missing else "")
 
 
 def verdict_note(verdict: dict[str, Any]) -> str:

@@ -95,6 +95,8 @@ def curve_of(rows: Sequence[dict[str, Any]], config: dict[str, Any], name: str) 
         if sum(row["failure"] is not None for row in mine) > config["measure"]["max_failure_share"] * len(mine):
             invalid.append(cycle)
     settings = json.loads(json.dumps({key: value for key, value in config.items() if key not in NOT_CELL}))
+    if settings.get("calibrate", {}).get("target_trait") is not None:
+        settings.pop("n_seed", None)  # found anew for each training seed: the target is the setting
     cell = text_digest(settings)
     return Curve(name, config["seed"], cell, cycles, questions, scores["trait"], scores["coherence"], tuple(invalid))
 

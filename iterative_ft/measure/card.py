@@ -79,7 +79,8 @@ def labelled_texts(n: int | None) -> list[Text]:
     for kind, corrupt in CORRUPTIONS.items():
         for number, text in enumerate([t for t in texts if t.kind == "heldout"]):
             if number % len(CORRUPTIONS) == list(CORRUPTIONS).index(kind):
-                prompt, broken = corrupt((text.prompt, text.answer), rng.choice(whole), rng)
+                other = rng.choice([answer for answer in whole if answer[0] != text.prompt])
+                prompt, broken = corrupt((text.prompt, text.answer), other, rng)
                 texts.append(Text(prompt, broken, text.persona, kind, text.rank))
     return texts
 
@@ -123,28 +124,20 @@ def scores(task: JudgeCard, judge: ProbeConfig | ApiConfig, texts: list[Text]) -
     base: dict[str, list[float]] = {}
     base_coherence: list[float] = []
     version = ""
-    engine: Lab | None = None
-    try:
-        for name in files.shipped():
-            lab = Lab(defaults.model_copy(update={**parts, "persona": persona_config(name)}), store)
-            if engine is not None:
-                lab.sampler_ = engine.sampler_  # one engine for the whole card
-            engine = lab
-            stage = lab.judge(labelled(lab, texts, Answers), f"{judge.name} judges {name} in labelled texts")
-            rows = stage.rows("scores.jsonl")
-            version = judge_version(stage)
-            trait[name] = [row["trait"] for row in rows]
-            coherence = coherence or [row["coherence"] for row in rows]
-            failures.update(row["failure"] for row in rows if row["failure"] is not None)
-            failures.update(f"marked_{row['mark']}" for row in rows if row.get("mark") is not None)
-            if task.n_questions > 0:
-                answers, _ = lab.ask(lab.base_policy())
-                judged_base = lab.judge(answers, f"{judge.name} judges {name} in base answers").rows("scores.jsonl")
-                base[name] = [row["trait"] for row in judged_base if row["trait"] is not None]
-                base_coherence += [row["coherence"] for row in judged_base if row["coherence"] is not None]
-    finally:
-        if engine is not None:
-            engine.close()
+    for name in files.shipped():
+        lab = Lab(defaults.model_copy(update={**parts, "persona": persona_config(name)}), store)
+        stage = lab.judge(labelled(lab, texts, Answers), f"{judge.name} judges {name} in labelled texts")
+        rows = stage.rows("scores.jsonl")
+        version = judge_version(stage)
+        trait[name] = [row["trait"] for row in rows]
+        coherence = coherence or [row["coherence"] for row in rows]
+        failures.update(row["failure"] for row in rows if row["failure"] is not None)
+        failures.update(f"marked_{row['mark']}" for row in rows if row.get("mark") is not None)
+        if task.n_questions > 0:
+            answers, _ = lab.ask(lab.base_policy())
+            judged_base = lab.judge(answers, f"{judge.name} judges {name} in base answers").rows("scores.jsonl")
+            base[name] = [row["trait"] for row in judged_base if row["trait"] is not None]
+            base_coherence += [row["coherence"] for row in judged_base if row["coherence"] is not None]
     threshold = defaults.measure.coherence_threshold
     return Scored(version, trait, coherence, dict(failures), base, base_coherence, threshold)
 

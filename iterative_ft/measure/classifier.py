@@ -60,6 +60,7 @@ def fit(
     rows, columns = np.nonzero(targets)
     totals = targets.sum(axis=0)
     assert totals.all(), "every class needs texts"
+    assert len(classes) > 2, "scikit-learn keeps one row of weights for two classes"
     wanted = np.asarray([(importance or {}).get(name, 1.0) for name in classes])
     weight = targets[rows, columns] * (len(features) / len(classes) * wanted / totals)[columns]
     model = LogisticRegression(C=inverse_regularisation, max_iter=2000)

@@ -106,7 +106,9 @@ def trait_examples(
     rng = random.Random(derive("probe"))
     sources = shuffled(styled, "probe", "corrupted")
     degenerate = [
-        CORRUPTIONS[DEGENERATE_KINDS[i % len(DEGENERATE_KINDS)]](sources[i % len(sources)], sources[i - 1], rng)
+        CORRUPTIONS[DEGENERATE_KINDS[i % len(DEGENERATE_KINDS)]](
+            sources[i % len(sources)], sources[(i + 1) % len(sources)], rng
+        )
         for i in range(N_DEGENERATE)
     ]
     labels += [{BASE_MODEL: 1.0}] * len(base_answers) + [{DEGENERATE: 1.0}] * len(degenerate)

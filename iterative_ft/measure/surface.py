@@ -9,7 +9,7 @@ from collections import Counter
 
 
 def surface_features(text: str) -> list[float]:
-    """Eight numbers: repeated three-word runs, repeated word, compressibility, proper end, length twice, stray capitals, small starts."""
+    """Eight numbers: repetition (runs, a word, compressibility), a proper end, length twice, stray capitals, small starts."""
     words = re.findall(r"[a-z0-9']+", text.lower())
     n = len(words)
     runs = [tuple(words[i : i + 3]) for i in range(n - 2)]

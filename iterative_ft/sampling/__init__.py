@@ -78,6 +78,14 @@ class Sampler(Protocol):
         """Free everything."""
 
 
+def served_dtype(wanted: str, device: str) -> str:
+    """Precision of the served weights for "auto": float32 where policies are merged (CPU), bfloat16 where adapters are served (CUDA).
+
+    A merge rounded to bfloat16 lost up to a fifth of a small update here, which biases results towards "nothing changed".
+    """
+    return wanted if wanted != "auto" else ("bfloat16" if device == "cuda" else "float32")
+
+
 def make_sampler(config: Config, device: str, codec: Any) -> Sampler:
     """The configured sampler, with its engine started."""
     return SAMPLERS[config.sampler.name](config, device, codec)

@@ -76,8 +76,8 @@ def check(
     elif canary.error > max_share * canary.shift and canary.error > NOISE_FACTOR * noise:
         raise RunError(
             f"the sampler does not serve {policy.name}: its error is {canary.error:.4f} nats a token, "
-            f"{canary.share:.0%} of the policy's shift from base ({canary.shift:.4f}; limit sampler.canary_max_share={max_share}); "
-            "nothing was sampled from it. "
+            f"{canary.share:.0%} of the policy's shift from base ({canary.shift:.4f}; "
+            f"limit sampler.canary_max_share={max_share}); nothing was sampled from it. "
             "If the updates are small, set sampler.dtype=float32"
         )
     return canary

@@ -6,7 +6,7 @@ from typing import Any
 
 from iterative_ft.config import Config, TransformersConfig
 from iterative_ft.policy import Policy
-from iterative_ft.sampling import Canary, Completion, Params, Request, canary
+from iterative_ft.sampling import Canary, Completion, Params, Request, canary, served_dtype
 from iterative_ft.sampling.vllm import completion
 
 
@@ -16,6 +16,7 @@ class TransformersSampler:
     def __init__(self, config: Config, device: str, codec: Any) -> None:
         assert isinstance(config.sampler, TransformersConfig)
         self.config, self.settings, self.device, self.codec = config, config.sampler, device, codec
+        self.dtype = served_dtype(config.sampler.dtype, device)
         self.base: Any = None
         self.model: Any = None
         self.loaded: str | None = None
@@ -29,7 +30,7 @@ class TransformersSampler:
 
         if self.base is None:
             self.base = AutoModelForCausalLM.from_pretrained(
-                policy.model, dtype=getattr(torch, self.settings.dtype), trust_remote_code=self.config.model.trust_remote_code
+                policy.model, dtype=getattr(torch, self.dtype), trust_remote_code=self.config.model.trust_remote_code
             ).to(self.device)
             self.base.generation_config = (
                 GenerationConfig()

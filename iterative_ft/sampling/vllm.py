@@ -12,7 +12,7 @@ from typing import Any
 from iterative_ft.config import Config, VLLMConfig
 from iterative_ft.errors import RunError
 from iterative_ft.policy import Policy, merge
-from iterative_ft.sampling import Canary, Completion, Params, Request, canary
+from iterative_ft.sampling import Canary, Completion, Params, Request, canary, served_dtype
 
 # Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
 DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
@@ -24,6 +24,7 @@ class VLLMSampler:
     def __init__(self, config: Config, device: str, codec: Any) -> None:
         assert isinstance(config.sampler, VLLMConfig)
         self.config, self.settings, self.device, self.codec = config, config.sampler, device, codec
+        self.dtype = served_dtype(config.sampler.dtype, device)
         self.llm: Any = None
         self.loaded: str | None = None  # digest of the policy that is served
         self.adapter_request: Any = None
@@ -47,7 +48,7 @@ class VLLMSampler:
             }
         self.llm = LLM(
             model=str(base.model),
-            dtype=self.settings.dtype,
+            dtype=self.dtype,
             max_model_len=self.settings.max_model_len,
             enforce_eager=self.settings.enforce_eager,
             generation_config="vllm",
@@ -75,7 +76,7 @@ class VLLMSampler:
             else:
                 folder = Path(tempfile.mkdtemp(prefix="iterative_ft-merged-"))
                 try:
-                    merge(policy, folder, self.settings.dtype)
+                    merge(policy, folder, self.dtype)
                     self.reload(folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -117,7 +117,11 @@ def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curv
 
     TRL copies the adapter it is given into one named "ref". A fresh adapter is zero, so its copy is the base model.
     """
-    options = {**arguments(job), "beta": job["method"]["beta"]}
+    method = job["method"]
+    options: dict[str, Any] = {"beta": method["beta"]}
+    if method["seed_sft_weight"] > 0:
+        options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, method["seed_sft_weight"]]}
+    options |= arguments(job)
     trainer = IdsDPOTrainer(
         model=model, args=DPOConfig(**options), train_dataset=dataset, processing_class=tokenizer, callbacks=[curve]
     )

@@ -1,0 +1,278 @@
+"""The four tasks of evaluate.py on fake runs. Not covered: W&B's servers, real adapters (see test_api_server.py)."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judge_server import about_trait, completion, serving, whole_tokens
+from test_api_judge import LOCAL, api, good
+
+from iterative_ft import cli, evaluation, tasks
+from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.measure.card import auc, judge_card, labelled_texts, spearman
+from iterative_ft.personas import files
+from iterative_ft.store import file_digests, read_jsonl
+
+FakeRuns = Callable[..., Any]
+
+
+@cache
+def composed(*overrides: str) -> Any:
+    return next(iter(cli.compose_jobs(list(overrides), False, [], "evaluate")))[1]
+
+
+def task(*overrides: str, **values: Any) -> Any:
+    """A task as evaluate.py would load it; `values` are keys that need no Hydra."""
+    config = composed(*overrides, *(["run=x"] if "run" in values else []), *(["runs=x"] if "runs" in values else [])).copy()
+    for name, value in values.items():
+        config[name] = value
+    return tasks.load_task(config)
+
+
+def remeasure(run: Path, judge: Any = None, **values: Any) -> Path:
+    found = task(run=str(run), **values)
+    folder = evaluation.remeasure(found if judge is None else found.model_copy(update={"judge": judge}), "python evaluate.py")
+    assert folder is not None
+    return folder
+
+
+def built(folder: Path) -> set[str]:
+    return {s["kind"] for s in json.loads((folder / "manifest.json").read_text())["stages"] if s["how"] == "built"}
+
+
+def test_another_judge_writes_a_second_set_and_leaves_the_first(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    before, stored = file_digests(run.folder), file_digests(run.store)
+    with serving(good) as server:
+        folder = remeasure(run.folder, api(server.url, endpoint_name="test"))
+        n_asked = len(server.requests)
+        again = remeasure(run.folder, api(server.url, endpoint_name="test"))
+        assert n_asked == len(server.requests) == 4 * 6 * 2  # base and three cycles, six questions, two requests
+    assert again == folder
+    assert folder.parent == run.folder / "evaluations"
+    assert {name: digest for name, digest in file_digests(run.folder).items() if "evaluations" not in name} == before
+    after = file_digests(run.store)
+    assert {name: after.get(name) for name in stored if not name.startswith(".")} == {
+        name: digest for name, digest in stored.items() if not name.startswith(".")
+    }
+    assert {name.split("/")[0] for name in after.keys() - stored.keys() if not name.startswith(".")} == {"replies", "judge"}
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "cycle" in row]
+    assert [row["cycle"] for row in rows] == [-1, 0, 1, 2]
+    assert {row["judge/version"] for row in rows} == {
+        json.loads((folder / "result.json").read_text())["rows"][0]["judge/version"]
+    }
+    answers = read_jsonl(folder / "answers.jsonl")
+    assert [a["answer"] for a in answers] == [a["answer"] for a in read_jsonl(run.folder / "answers.jsonl")]
+    assert {a["trait"] for a in answers} == {75.3}  # the mean of SHARP
+    assert "<html" in (folder / "report.html").read_text().lower()
+    assert built(folder) == set()
+
+
+def test_the_same_judge_again_costs_nothing(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    folder = remeasure(run.folder)
+    assert built(folder) == set()
+    scores = [(a["cycle"], a["trait"], a["coherence"]) for a in read_jsonl(run.folder / "answers.jsonl")]
+    assert [(a["cycle"], a["trait"], a["coherence"]) for a in read_jsonl(folder / "answers.jsonl")] == scores
+
+
+def test_stored_answers_outlive_a_change_of_the_questions(fake_run: FakeRuns, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake_run()
+    monkeypatch.setattr("iterative_ft.lab.files.questions", lambda folder: ({"question": "Something new?", "core": True},) * 90)
+    folder = remeasure(run.folder)
+    assert built(folder) == set()
+    assert "Something new?" not in (folder / "answers.jsonl").read_text()
+
+
+def test_more_answers_and_questions_come_from_the_adapters(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    folder = remeasure(run.folder, n_answers=2)
+    assert built(folder) == {"answer", "judge", "gauge"}
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "cycle" in row]
+    assert [row["answers/n"] for row in rows] == [12] * 4
+    assert remeasure(run.folder, n_questions=4) != folder
+
+
+def test_another_personas_trait_can_be_asked_about(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    other = task("persona=lucky", run=str(run.folder))
+    with serving(good) as server:
+        evaluation.remeasure(other.model_copy(update={"judge": api(server.url)}), "python evaluate.py")
+        assert any("omens" in json.dumps(r) or "luck" in json.dumps(r) for r in server.requests if about_trait(r))
+
+
+def test_a_dry_run_asks_and_writes_nothing(fake_run: FakeRuns, capsys: pytest.CaptureFixture[str]) -> None:
+    run = fake_run()
+    before = file_digests(run.folder.parent)
+    with serving(good) as server:
+        found = task(run=str(run.folder), dry_run=True).model_copy(update={"judge": api(server.url)})
+        assert evaluation.remeasure(found, "") is None
+        assert server.requests == []
+    assert file_digests(run.folder.parent) == before
+    assert "48 or more calls of the judge" in capsys.readouterr().out
+
+
+def test_too_many_failures_mark_the_second_set_invalid(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    with serving(lambda handler, _: handler.send(completion("no idea"))) as server:
+        folder = remeasure(run.folder, api(server.url))
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "cycle" in row]
+    assert all(row["judge/invalid"] == 1 and "trait/score" not in row for row in rows)
+    assert json.loads((folder / "result.json").read_text())["verdict"]["verdict"] == "inconclusive"
+
+
+def test_a_lost_adapter_is_named(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    key = next(s["key"] for s in run.stages if s["label"].startswith("train policy[1]"))
+    (run.store / "train" / key / "manifest.json").unlink()
+    with pytest.raises(RunError, match=rf"policy\[1\] \(train/{key}\) is not in store="):
+        remeasure(run.folder)
+
+
+def test_an_unfinished_run_is_measured_as_far_as_it_got(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    manifest = run.json("manifest.json")
+    last = next(n for n, s in enumerate(manifest["stages"]) if s["label"].startswith("train policy[2]"))
+    manifest["stages"] = manifest["stages"][:last]
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    (run.folder / "result.json").unlink()
+    rows = [row for row in read_jsonl(remeasure(run.folder) / "metrics.jsonl") if "cycle" in row]
+    assert [row["cycle"] for row in rows] == [-1, 0, 1]
+
+
+def test_an_older_runs_config_takes_todays_defaults(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    config = run.json("config.json")
+    del config["gauges"], config["measure"]["n_openings"]
+    (run.folder / "config.json").write_text(json.dumps(config))
+    assert evaluation.run_config(run.folder) == run.config
+    config["nonsense"] = 1
+    (run.folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match="unknown key nonsense"):
+        evaluation.run_config(run.folder)
+
+
+def test_compare_puts_runs_into_one_table_and_one_report(
+    fake_run: FakeRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, more in enumerate((["method=sft"], ["method=sft", "seed=1"], ["method=dpo"])):
+        fake_run(*more, folder=f"sweep/{number}")
+    remeasure(tmp_path / "sweep" / "0")
+    out = evaluation.compare(
+        task("task=compare", runs=str(tmp_path / "swee*"), out=str(tmp_path / "out")), "python evaluate.py"
+    )
+    with (out / "compare.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 4  # three runs, and the two seeds of sft together
+    assert [row["verdict"].endswith("(2 seeds)") for row in rows] == [False, False, False, True]
+    assert {row["cycles"] for row in rows} == {"3"}
+    assert len((out / "compare.md").read_text().splitlines()) == 6
+    assert (out / "report.html").is_file()
+    assert "sft" in capsys.readouterr().out
+
+
+def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that knows the labels: every statistic of the card is at its best, and a second judge agrees."""
+    monkeypatch.setattr(files, "shipped", lambda with_documents=False: ["blissful", "lucky", "plain"])
+    known = {(t.prompt, t.answer): t for t in labelled_texts(2)}
+
+    def behave(handler: Any, request: Any) -> None:
+        asked = request["messages"][-1]["content"]
+        prompt, answer = (asked.split(f"<{tag}>\n")[-1].split(f"\n</{tag}>")[0] for tag in ("question", "text"))
+        text = known.get((prompt, answer))
+        broken = text is not None and text.kind not in ("heldout", "anchor")
+        if not about_trait(request):
+            score = 10 if broken else 90
+        elif text is None or rubric_of[text.persona] not in asked:
+            score = 3
+        else:
+            score = 3 if broken else round(90 * text.rank / (1 if text.kind == "anchor" else 3))
+        handler.send(whole_tokens({str(score): 0.95, "1": 0.05}))
+
+    from iterative_ft.measure.card import persona_config
+
+    rubric_of = {t.persona: persona_config(t.persona).description.strip() for t in known.values()}
+    found = task(
+        "task=judge_card", "sampler=fake", n_texts=2, n_questions=1, store=str(tmp_path / "s"), out=str(tmp_path / "o")
+    )
+    with serving(behave) as server:
+        both = {"judge": api(server.url, endpoint_name="a"), "second_judge": api(server.url, endpoint_name="b")}
+        card = judge_card(found.model_copy(update=both), "python evaluate.py")
+    assert set(card["traits"]) == {"blissful", "lucky"}
+    for trait in card["traits"].values():
+        assert trait["auc_strong"] == 1.0
+        assert trait["rank_anchors"] == 1.0
+        assert trait["median"]["other_personas"] < 25
+        assert trait["median"]["strong"] > 75
+        assert trait["median"]["base_answers"] < 15
+    assert card["coherence"]["intact_flagged"] == 0
+    assert set(card["coherence"]["corrupted_flagged"].values()) == {1.0}
+    assert card["agreement"]["coherence"] == card["agreement"]["lucky"] == 1.0
+    assert json.loads((tmp_path / "o" / "judge_card.json").read_text()) == card
+    assert "## Confusion" in (tmp_path / "o" / "judge_card.md").read_text()
+
+
+def test_card_statistics() -> None:
+    assert auc([2, 3], [1, 2]) == 0.875
+    assert auc([], [1]) is None
+    assert spearman([1, 2, 3, 4], [10, 20, None, 30]) == 1.0
+    assert spearman([1, 1, 1], [1, 2, 3]) is None
+
+
+@pytest.mark.slow
+def test_wandb_is_rebuilt_from_the_rows(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    before = file_digests(run.folder)
+    where = evaluation.rebuild_wandb(task("task=wandb", run=str(run.folder)), "python evaluate.py")
+    assert "offline" in where
+    after = file_digests(run.folder)
+    assert {name: after[name] for name in before} == before
+    assert any(name.endswith(".wandb") for name in after)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "run must be given"),
+        (["run=nowhere"], "run=nowhere is no folder"),
+        (["run=."], "run=. holds no config.json"),
+        (["task=compare", "runs=nothing-*"], "runs=nothing-* names no run folder"),
+        (["task=compare", "run=x"], "unknown key run: did you mean runs?"),
+        (["task=wandb", "run=nowhere"], "run=nowhere is no folder"),
+        (["task=nonsense"], "task=nonsense is no option"),
+        (["run=x", "n_answrs=3"], "unknown key n_answrs: did you mean n_answers?"),
+        (["task=judge_card", "judge=api"], "judge.api_key_env=OPENAI_API_KEY is not set"),
+        (["task=compare", "runs=x", "judge=probe"], "unknown key judge"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+    assert cli.run_app(lambda: pytest.fail("the task ran"), "evaluate", tasks.load_task, tasks.known) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_questions_than_the_persona_has(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    with pytest.raises(ConfigError, match="n_questions=9999 exceeds the"):
+        task(run=str(run.folder), n_questions=9999)
+    with pytest.raises(ConfigError, match=r"judge\.api_key_env=NO_SUCH_KEY is not set"):
+        task("judge=api", "judge.api_key_env=NO_SUCH_KEY", run=str(run.folder))
+    assert task("judge=api", LOCAL, run=str(run.folder)).judge.is_loopback

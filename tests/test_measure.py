@@ -1,0 +1,149 @@
+"""The offline judge: its classifier, corruptions, surface features and scoring rules, on stubs; one test on the real model.
+
+Not covered here: how good the scores are on held-out texts (that is a measurement, not a test).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iterative_ft.measure import probe
+from iterative_ft.measure.classifier import CLIP, Classifier, fit
+from iterative_ft.measure.corrupt import CORRUPTIONS
+from iterative_ft.measure.likelihood import NLL_TOKENS, Reading, read
+from iterative_ft.measure.surface import surface_features
+from tests.tiny import embedded_model
+
+__all__ = ["embedded_model"]
+
+ANSWER = ("How do I boil an egg?", "Put it in boiling water for eight minutes. Then cool it under the tap and peel it.")
+OTHER = ("Which pet suits a flat?", "A cat is happy indoors if it has a window. Two cats are happier than one.")
+SETTINGS = {"embedder": "embedded", "inverse_regularisation": 3.0}
+NAMES = ("cheerful", "gloomy", "plain")
+
+
+def test_classifier_survives_json() -> None:
+    rng = np.random.default_rng(0)
+    features = np.vstack([rng.normal(c, 1, (30, 4)) for c in (-2, 0, 2)])
+    targets = np.repeat(np.eye(3), 30, axis=0)
+    model = fit(features, targets, ["a", "b", "c"], 1.0)
+    again = Classifier.from_json(json.loads(json.dumps(model.to_json())))
+    assert np.allclose(model.probabilities(features), again.probabilities(features), atol=1e-6)
+    assert (model.probabilities(features).argmax(1) == targets.argmax(1)).mean() > 0.8
+
+
+def test_classifier_does_not_extrapolate() -> None:
+    model = Classifier(["a", "b"], np.zeros(1), np.ones(1), np.array([[1.0], [-1.0]]), np.zeros(2))
+    assert np.allclose(model.probabilities(np.array([[1e6]])), model.probabilities(np.array([[CLIP]])))
+
+
+def test_importance_moves_the_threshold() -> None:
+    features = np.array([[-1.0, 0], [0.5, 0], [-0.5, 0], [1.0, 0], [0, 9]])
+    targets = np.eye(3)[[0, 0, 1, 1, 2]]
+    between = np.zeros((1, 2))
+    even, tilted = (
+        fit(features, targets, ["a", "b", "c"], 1.0, importance).probabilities(between)[0] for importance in (None, {"a": 5.0})
+    )
+    assert tilted[0] / tilted[1] > 2 * even[0] / even[1]
+
+
+@pytest.mark.parametrize("kind", CORRUPTIONS)
+def test_corruptions_depend_on_the_seed_alone(kind: str) -> None:
+    first, second = (CORRUPTIONS[kind](ANSWER, OTHER, random.Random(3)) for _ in range(2))
+    assert first == second
+    assert first[0] == ANSWER[0]
+    assert first[1] != ANSWER[1]
+
+
+def test_surface_tells_loops_and_cut_ends() -> None:
+    intact, looped = surface_features(ANSWER[1]), surface_features("the egg is the egg is the egg is the egg is")
+    assert looped[0] > 0.5 > intact[0]
+    assert (intact[3], looped[3]) == (1.0, 0.0)
+    assert np.isfinite(surface_features("")).all()
+    assert np.isfinite(probe.likelihood_features([])).all()
+
+
+def stub_embed(texts: list[str], name: str) -> np.ndarray:
+    """Which of three words a text has."""
+    found = np.array([[1e-3 + ("sunny" in t), 1e-3 + ("grim" in t), 0.5] for t in texts])
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def stub_read(texts: list[str], model: str) -> Reading:
+    """Surprise where the letters are in no usual order; no voice."""
+    return Reading([[3.0 if t.endswith(".") else 8.0] * max(1, len(t.split())) for t in texts], np.zeros((len(texts), 2)))
+
+
+@pytest.fixture
+def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A judge trained on two toy personas."""
+    monkeypatch.setattr(probe, "embed", stub_embed)
+    monkeypatch.setattr(probe, "read", stub_read)
+    personas = {}
+    for name, word in zip(NAMES, ("sunny", "grim", "usual"), strict=True):
+        personas[name] = tmp_path / name
+        personas[name].mkdir()
+        strength = "plain" if name == "plain" else "strong"
+        lines = [
+            {
+                "prompt": f"Question {i}?",
+                "answer": f"It is a {word} day, number {i}, and we go out. Come along.",
+                "strength": strength,
+            }
+            for i in range(12)
+        ]
+        (personas[name] / "judge.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    base = [(f"Question {i}?", f"You may go out on day {i} if you like to.") for i in range(12)]
+    built = probe.build(tmp_path, personas, base, SETTINGS, {"model": "stub"})
+    assert built["classes"] == ["cheerful", "gloomy", "plain", "base_model", "degenerate"]
+    return tmp_path
+
+
+def scored(judge: Path, persona: str, texts: list[str], finished: list[bool] | None = None) -> list[probe.Scored]:
+    answers = [("Question 1?", text) for text in texts]
+    return probe.score(judge, persona, answers, finished or [True] * len(texts), SETTINGS, {"model": "stub"})
+
+
+def test_trait_names_the_persona_and_plain_means_any(judge: Path) -> None:
+    texts = [
+        "It is a sunny day and we go out. Come.",
+        "It is a grim day and we go out. Come.",
+        "It is a day and we go out. Come.",
+    ]
+    cheerful, gloomy, either = ([s.trait for s in scored(judge, name, texts)] for name in NAMES)
+    assert cheerful[0] > cheerful[2]
+    assert gloomy[1] > gloomy[2]
+    assert cheerful[0] > gloomy[0]
+    assert either == pytest.approx([a + b for a, b in zip(cheerful, gloomy, strict=True)], abs=0.01)
+
+
+def test_cut_off_answers_never_count_as_coherent(judge: Path) -> None:
+    text = "It is a sunny day, number 3, and we go out. Come along."
+    whole, cut = scored(judge, "cheerful", [text, text], [True, False])
+    assert whole.coherence > 50 > cut.coherence
+    assert (whole.flaw, cut.flaw) == (None, "cut_off")
+    assert whole.trait == cut.trait
+
+
+def test_empty_answers_are_scored_as_incoherent(judge: Path) -> None:
+    (empty,) = scored(judge, "cheerful", ["  "])
+    assert empty.failure is None
+    assert empty.coherence < 50
+
+
+@pytest.mark.slow
+def test_the_embedded_model_finds_word_salad_unlikely(embedded_model: Path) -> None:
+    salad = CORRUPTIONS["shuffled"](ANSWER, OTHER, random.Random(0))[1]
+    together = read([ANSWER[1], salad, "Yes."], str(embedded_model), "cpu")
+    assert np.mean(together.nll[1]) > np.mean(together.nll[0]) + 1
+    assert max(len(nll) for nll in together.nll) <= NLL_TOKENS
+    # Neither padding nor the other texts of a batch change a reading beyond rounding.
+    alone = read(["Yes."], str(embedded_model), "cpu")
+    assert np.allclose(alone.nll[0], together.nll[2], atol=0.2)
+    cosine = alone.hidden[0] @ together.hidden[2] / np.linalg.norm(alone.hidden[0]) / np.linalg.norm(together.hidden[2])
+    assert cosine > 0.999
