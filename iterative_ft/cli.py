@@ -154,7 +154,7 @@ def compose_jobs(overrides: list[str], multirun: bool, config_dirs: list[str], c
                 names = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml"))
                 if sweep.value() not in names:
                     raise ConfigError(f"{sweep.input_line} is no option: sweeps/ has {', '.join(names) or 'no files'}")
-            fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
+            fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
             if not multirun:
                 yield overrides, compose(config_name, overrides=search + overrides)
                 return

@@ -30,13 +30,11 @@ class Codec(Protocol):
     def decode(self, ids: list[int]) -> str:
         """Text of sampled ids, special tokens left out."""
 
-    @property
-    def answer_end_ids(self) -> list[int]:
-        """Tokens that end an answer."""
+    answer_end_ids: list[int]
+    """Tokens that end an answer."""
 
-    @property
-    def document_end_ids(self) -> list[int]:
-        """Tokens that end a document; the first is the one that seed documents end with."""
+    document_end_ids: list[int]
+    """Tokens that end a document; the first is the one that seed documents end with."""
 
 
 class TokenizerCodec:
@@ -49,6 +47,8 @@ class TokenizerCodec:
         self.config = config
         self.answer_end = self.token_id(config.end_token)
         self.document_end = self.token_id(config.document_end_token)
+        self.answer_end_ids = [self.answer_end]
+        self.document_end_ids = list(dict.fromkeys([self.document_end, int(self.tokenizer.eos_token_id)]))
 
     def token_id(self, token: str | None) -> int:
         if token is None:
@@ -86,11 +86,3 @@ class TokenizerCodec:
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-    @property
-    def answer_end_ids(self) -> list[int]:
-        return [self.answer_end]
-
-    @property
-    def document_end_ids(self) -> list[int]:
-        return list(dict.fromkeys([self.document_end, int(self.tokenizer.eos_token_id)]))

@@ -505,7 +505,18 @@ def one_line(error: ValidationError, root: type[BaseModel] = Config) -> str:
     """The first of pydantic's complaints as one line that names the key, its value and what it should be."""
     errors = error.errors()
     first = errors[0]
-    branches = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api", "str", "list[str]")  # of unions, as pydantic names them
+    branches = (
+        "sft",
+        "sdf",
+        "dpo",
+        "vllm",
+        "transformers",
+        "fake",
+        "probe",
+        "api",
+        "str",
+        "list[str]",
+    )  # of unions, as pydantic names them
     location = [str(part) for number, part in enumerate(first["loc"]) if number == 0 or part not in branches]
     key = ".".join(location)
     kind, value = first["type"], first["input"]

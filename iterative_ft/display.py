@@ -13,7 +13,17 @@ from iterative_ft.config import Config
 from iterative_ft.store import Event
 
 # Seconds a stage takes with the embedded model on two cores, until this run or the store knows better; measured by `make bench`.
-EXPECTED_S = {"model": 10.0, "probe": 60.0, "sample": 6.0, "answer": 6.0, "data": 0.3, "train": 60.0, "judge": 5.0, "gauge": 1.0, "replies": 15.0}
+EXPECTED_S = {
+    "model": 10.0,
+    "probe": 60.0,
+    "sample": 6.0,
+    "answer": 6.0,
+    "data": 0.3,
+    "train": 60.0,
+    "judge": 5.0,
+    "gauge": 1.0,
+    "replies": 15.0,
+}
 
 
 class Display:
@@ -22,7 +32,7 @@ class Display:
     def __init__(self, config: Config, planned: list[Event]) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self.n_cycles = config.n_cycles
-        self.left = Counter(event.stage.kind for event in planned if event.how == "pending")
+        self.left: Counter[str] = Counter(event.stage.kind for event in planned if event.how == "pending")
         self.n_stored = sum(event.how == "stored" for event in planned)
         self.took: dict[str, list[float]] = defaultdict(list)
         self.status: Status | None = None
@@ -67,7 +77,7 @@ class Display:
             self.took[stage.kind].append(event.seconds)
         self.left[stage.kind] = max(0, self.left[stage.kind] - 1)
         detail = facts(stage.kind, stage.manifest.get("info", {})) if event.how == "built" else ""
-        rest = f" · about {minutes(self.seconds_left())} left" if event.how == "built" and sum(self.left.values()) else ""
+        rest = f" · about {minutes(self.seconds_left())} left" if event.how == "built" and self.left.total() else ""
         self.console.print(f"{self.where(cycle)} {stage.manifest['label']}: {how}{detail}{rest}")
 
     def seconds_left(self) -> float:
@@ -101,7 +111,9 @@ def facts(kind: str, info: dict[str, Any]) -> str:
     if "n_attempts" in info and "reported" in info:
         cost = f", ${info['cost_usd']:.4f}" if "cost_usd" in info else ""
         n_failed = sum(info["failures"].values())
-        return f" ({info['n_calls']} calls, {n_failed} failed, {info['prompt_tokens'] + info['completion_tokens']} tokens{cost})"
+        return (
+            f" ({info['n_calls']} calls, {n_failed} failed, {info['prompt_tokens'] + info['completion_tokens']} tokens{cost})"
+        )
     if "n_dropped_truncated" in info:
         return f" ({info['n_examples']} examples, {info['n_dropped_truncated']} dropped as cut off)"
     return ""

@@ -23,8 +23,9 @@ GLOW = "glow"
 class FakeCodec:
     """Ids are code points; 0 ends everything."""
 
-    answer_end_ids = (0,)
-    document_end_ids = (0,)
+    def __init__(self) -> None:
+        self.answer_end_ids = [0]
+        self.document_end_ids = [0]
 
     def chat_prompt(self, message: str) -> list[int]:
         return [1, *map(ord, message), 2]

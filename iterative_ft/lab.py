@@ -14,14 +14,17 @@ from typing import Any
 from iterative_ft import prompts as prompt_pool
 from iterative_ft.codec import Codec, TokenizerCodec
 from iterative_ft.config import Config, ProbeConfig
+from iterative_ft.data import longest, sampled_examples, seed_examples
 from iterative_ft.device import n_gpus, resolve_device
 from iterative_ft.errors import RunError
+from iterative_ft.fake import FakeCodec, fake_train
 from iterative_ft.measure import gauges
 from iterative_ft.measure.embedder import embedder_identity
 from iterative_ft.measure.judges import JUDGES
 from iterative_ft.personas import files
 from iterative_ft.policy import Policy, check_adapter, model_folder, model_inputs, prepare_model
-from iterative_ft.sampling import Params, Request, Sampler, served_dtype
+from iterative_ft.sampling import Sampler, served_dtype
+from iterative_ft.sampling.blocks import ANSWERS, Block, write_block
 from iterative_ft.sampling.shared import shared_sampler
 from iterative_ft.seeds import derive, shuffled
 from iterative_ft.store import Stage, Store, file_digests, library_versions, text_digest, write_jsonl
@@ -55,7 +58,7 @@ class Answers:
         return [stage.digest for stage in self.stages]
 
     def rows(self) -> list[dict[str, Any]]:
-        return [row for stage in self.stages for row in stage.rows("answers.jsonl")]
+        return [row for stage in self.stages for row in stage.rows(ANSWERS)]
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,7 @@ class Lab:
     @property
     def codec(self) -> Codec:
         if self.codec_ is None:
-            if self.fake:
-                from iterative_ft.fake import FakeCodec
-
-                self.codec_ = FakeCodec()
-            else:
-                self.codec_ = TokenizerCodec(self.base_policy().model, self.config.model)
+            self.codec_ = FakeCodec() if self.fake else TokenizerCodec(self.base_policy().model, self.config.model)
         return self.codec_
 
     @property
@@ -171,91 +169,26 @@ class Lab:
             "chat_template_kwargs": model.chat_template_kwargs if frame == "chat" else {},
             "end_tokens": [model.end_token, model.document_end_token],
         }
-        parameters = {"temperature": how.temperature, "top_p": how.top_p, "max_new_tokens": max_new_tokens}
         size = config.sampling.block_size
         n_blocks = -(-len(texts) // size)
         stages = []
-        for block in range(n_blocks):
-            part = slice(block * size, (block + 1) * size)
+        for number in range(n_blocks):
+            part = slice(number * size, (number + 1) * size)
+            block = Block(texts[part], seeds[part], frame, how.temperature, how.top_p, max_new_tokens)
             inputs = {
                 "policy": policy.digest,
-                "texts": texts[part],
-                "seeds": seeds[part],
+                "texts": block.texts,
+                "seeds": block.seeds,
                 "template": template,
-                "params": parameters,
+                "params": {"temperature": how.temperature, "top_p": how.top_p, "max_new_tokens": max_new_tokens},
                 **self.sampler_inputs(),
             }
-            stages.append(
-                self.store.stage(
-                    kind,
-                    inputs,
-                    lambda out, part=part: self.write_block(  # type: ignore[misc]
-                        out, policy, frame, texts[part], seeds[part], how.temperature, how.top_p, max_new_tokens
-                    ),
-                    f"{label} {block + 1}/{n_blocks}" if n_blocks > 1 else label,
-                )
-            )
-        return Answers(stages)
 
-    def write_block(
-        self,
-        out: Path,
-        policy: Policy,
-        frame: str,
-        texts: list[str],
-        seeds: list[int],
-        temperature: float,
-        top_p: float,
-        max_new_tokens: int,
-    ) -> dict[str, Any]:
-        codec = self.codec
-        encode = {
-            "chat": codec.chat_prompt,
-            "document": codec.document_prefix,
-            "question": lambda text: codec.raw(f"Question: {text}\nAnswer:"),
-            "opening": codec.raw,
-        }[frame]
-        requests = [Request(encode(text), seed) for text, seed in zip(texts, seeds, strict=True)]
-        params = Params(
-            temperature=temperature,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            end_ids=codec.answer_end_ids if frame == "chat" else codec.document_end_ids,
-            stop=["\nQuestion:", "\n\n"] if frame == "question" else [],
-        )
-        sampler = self.sampler
-        started = time.monotonic()
-        canary = sampler.load(policy)
-        loaded = time.monotonic()
-        completions = sampler.sample(requests, params)
-        seconds = time.monotonic() - loaded
-        rows = []
-        for text, request, completion in zip(texts, requests, completions, strict=True):
-            written = codec.decode(completion.ids)
-            for stop in params.stop:
-                written = written.split(stop)[0].strip()
-            rows.append(
-                {
-                    "prompt": text,
-                    "text": written,
-                    "finish_reason": completion.finish_reason,
-                    "seed": request.seed,
-                    "prompt_ids": request.prompt_ids,
-                    "ids": completion.ids,
-                }
-            )
-        write_jsonl(out / "answers.jsonl", rows)
-        n_tokens = sum(len(c.ids) for c in completions)
-        return {
-            "policy": policy.name,
-            "n": len(rows),
-            "n_tokens": n_tokens,
-            "n_stopped": sum(c.finish_reason != "length" for c in completions),
-            "sample_seconds": round(seconds, 3),
-            "load_seconds": round(loaded - started, 3),
-            "tokens_per_s": round(n_tokens / max(seconds, 1e-9), 1),
-            "canary": {"error": canary.error, "shift": canary.shift, "share": canary.share, "noise": canary.noise},
-        }
+            def build(out: Path, block: Block = block) -> dict[str, Any]:
+                return write_block(out, block, policy, self.codec, self.sampler)
+
+            stages.append(self.store.stage(kind, inputs, build, f"{label} {number + 1}/{n_blocks}" if n_blocks > 1 else label))
+        return Answers(stages)
 
     @property
     def training_frame(self) -> str:
@@ -381,85 +314,28 @@ class Lab:
         }
 
         def build(out: Path) -> dict[str, Any]:
-            codec = self.codec
-            counts = {
-                "n_seed_examples": 0,
-                "n_sampled_examples": 0,
-                "n_dropped_truncated": 0,
-                "n_dropped_incoherent": 0,
-                "n_unfinished": 0,
-            }
-            examples: list[dict[str, Any]] = []
             base_rows = base_rejected.rows() if base_rejected is not None else []
-            for number, row in enumerate(seeds):
-                if config.method.name == "sdf":
-                    prefix, body = codec.document_prefix(row["title"]), codec.document_body(row["text"])
-                    examples.append(
-                        {
-                            "source": "seed",
-                            "prompt_ids": prefix,
-                            "completion_ids": body,
-                            "prompt": row["title"],
-                            "text": row["text"],
-                        }
-                    )
-                    continue
-                prompt_ids, answer_ids = codec.chat_prompt(row["prompt"]), codec.answer(row["answer"])
-                if not dpo:
-                    examples.append(
-                        {
-                            "source": "seed",
-                            "prompt_ids": prompt_ids,
-                            "completion_ids": answer_ids,
-                            "prompt": row["prompt"],
-                            "text": row["answer"],
-                        }
-                    )
-                elif base_rows[number]["finish_reason"] == "stop":
-                    other = base_rows[number]
-                    examples.append(pair("seed", prompt_ids, answer_ids, row["answer"], other))
-                else:
-                    counts["n_dropped_truncated"] += 1
-            counts["n_seed_examples"] = len(examples)
-            written = chosen.rows() if chosen is not None else []
-            against = rejected.rows() if rejected is not None else [None] * len(written)
-            n_used = 0
-            for number, (mine, theirs) in enumerate(zip(written, against, strict=True)):
-                if n_used == n_sampled:
-                    break
-                if keep is not None and not keep[number]:
-                    counts["n_dropped_incoherent"] += 1
-                    continue
-                n_used += 1
-                if theirs is not None:
-                    if mine["finish_reason"] == "stop" and theirs["finish_reason"] == "stop":
-                        examples.append(pair("sampled", mine["prompt_ids"], mine["ids"], mine["text"], theirs))
-                    else:
-                        counts["n_dropped_truncated"] += 1
-                else:
-                    counts["n_unfinished"] += mine["finish_reason"] != "stop"
-                    if mine["ids"]:
-                        examples.append(
-                            {
-                                "source": "sampled",
-                                "prompt_ids": mine["prompt_ids"],
-                                "completion_ids": mine["ids"],
-                                "prompt": mine["prompt"],
-                                "text": mine["text"],
-                            }
-                        )
-            counts["n_sampled_examples"] = len(examples) - counts["n_seed_examples"]
-            longest = max((example_length(e) for e in examples), default=0)
-            if longest > config.method.max_length:
+            examples, n_cut_off = seed_examples(self.codec, config.method.name, seeds, base_rows)
+            counts = {"n_seed_examples": len(examples), "n_sampled_examples": 0, "n_dropped_truncated": n_cut_off}
+            if chosen is not None:
+                assert not isinstance(keep, str)
+                sampled, left_out = sampled_examples(
+                    chosen.rows(), None if rejected is None else rejected.rows(), keep, n_sampled
+                )
+                examples += sampled
+                left_out["n_dropped_truncated"] += n_cut_off
+                counts |= {"n_sampled_examples": len(sampled), **left_out}
+            if longest(examples) > config.method.max_length:
                 raise RunError(
-                    f"method.max_length={config.method.max_length} is shorter than an example of {longest} tokens ({label}): raise it"
+                    f"method.max_length={config.method.max_length} is shorter than an example of {longest(examples)} tokens "
+                    f"({label}): raise it"
                 )
             if not examples:
                 raise RunError(
-                    f"{label}: nothing is left to train on ({counts}): raise method.max_new_tokens so that answers end by themselves"
+                    f"{label}: nothing is left to train on ({counts}): raise method.max_new_tokens so that answers end"
                 )
             write_jsonl(out / "examples.jsonl", examples)
-            return {**counts, "n_examples": len(examples), "longest_tokens": longest}
+            return {**counts, "n_examples": len(examples), "longest_tokens": longest(examples)}
 
         return self.store.stage("data", inputs, build, label)
 
@@ -511,8 +387,6 @@ class Lab:
                 n_processes=n_processes,
             )
             if self.fake:
-                from iterative_ft.fake import fake_train
-
                 return fake_train(job)
             return train(job, self.on_step)
 
@@ -644,26 +518,6 @@ class Lab:
             return probe_judge.build(out, personas, answers, config.judge.model_dump(), self.scorer())
 
         return self.store.stage("probe", inputs, build, "train the judge")
-
-
-def pair(source: str, prompt_ids: list[int], chosen_ids: list[int], chosen: str, rejected: dict[str, Any]) -> dict[str, Any]:
-    """A preference pair as a data row."""
-    return {
-        "source": source,
-        "prompt_ids": prompt_ids,
-        "chosen_ids": chosen_ids,
-        "rejected_ids": rejected["ids"],
-        "prompt": rejected["prompt"],
-        "chosen": chosen,
-        "rejected": rejected["text"],
-    }
-
-
-def example_length(example: dict[str, Any]) -> int:
-    """Tokens of an example's longest sequence."""
-    if "chosen_ids" in example:
-        return len(example["prompt_ids"]) + max(len(example["chosen_ids"]), len(example["rejected_ids"]))
-    return len(example["prompt_ids"]) + len(example["completion_ids"])
 
 
 def training_rows(stage: Stage) -> list[dict[str, Any]]:

@@ -155,7 +155,7 @@ class Store:
             work.mkdir(parents=True, exist_ok=True)
             info = build(work) or {}
             files = file_digests(work)
-            manifest = {
+            manifest: dict[str, Any] = {
                 "kind": kind,
                 "key": key,
                 "label": label,
@@ -189,20 +189,20 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError:
-            return self.damaged(final, "its manifest is not readable")
+            warn_damaged(final, "its manifest is not readable")
+            return None
         if not verify:
             return Stage(kind, key, final, manifest["digest"], manifest)
         try:
             found = file_digests(final)
         except OSError as error:
-            return self.damaged(final, str(error))
+            warn_damaged(final, str(error))
+            return None
         if found != manifest["files"] or content_digest(found) != manifest["digest"]:
             changed = sorted(n for n in found.keys() | manifest["files"].keys() if found.get(n) != manifest["files"].get(n))
-            return self.damaged(final, f"{', '.join(changed[:3])} differ(s) from the recorded digest")
+            warn_damaged(final, f"{', '.join(changed[:3])} differ(s) from the recorded digest")
+            return None
         return Stage(kind, key, final, manifest["digest"], manifest)
-
-    def damaged(self, final: Path, why: str) -> None:
-        print(f"warning: stage {final} is damaged ({why}): it is built again", file=sys.stderr)
 
     @contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
@@ -258,6 +258,10 @@ class Store:
                 return False
         except Timeout:
             return True
+
+
+def warn_damaged(stage: Path, why: str) -> None:
+    print(f"warning: stage {stage} is damaged ({why}): it is built again", file=sys.stderr)
 
 
 def stage_key(kind: str, inputs: dict[str, Any]) -> str:

@@ -144,7 +144,7 @@ class RunLog:
         self.display.measured(row)
 
     def write_manifest(self) -> None:
-        manifest = {"roles": self.roles, "stages": self.stages, "store": self.config.store}
+        manifest: dict[str, Any] = {"roles": self.roles, "stages": self.stages, "store": self.config.store}
         if self.calibration is not None:
             manifest["calibration"] = self.calibration.as_dict()
         write_json(self.folder / "manifest.json", manifest)

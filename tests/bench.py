@@ -67,10 +67,12 @@ def sampling(sampler: Any, model: Path, config: Any, requests: list[Any], params
     """Tokens a second of the sampler, of the sampler in the blocks that a run asks for, and of a bare engine."""
     from vllm import LLM, SamplingParams
 
+    from iterative_ft.sampling import served_dtype
+
     settings = config.sampler
     bare = LLM(
         model=str(model),
-        dtype=settings.dtype,
+        dtype=served_dtype(settings.dtype, "cpu"),
         max_model_len=settings.max_model_len,
         enforce_eager=settings.enforce_eager,
         enable_prefix_caching=False,  # the prompts come again in each round, and the sampler empties its cache too

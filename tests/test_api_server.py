@@ -6,9 +6,11 @@ asserted. Not covered: how good the scores are (docs/judge_card.md), servers els
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,7 +42,9 @@ def openai_server(model: Path, log: Path) -> Iterator[str]:
     command += ["--max-logprobs", "20", "--generation-config", "vllm"]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | variables, start_new_session=True)
+        server = subprocess.Popen(
+            command, stdout=output, stderr=output, env=os.environ | variables, start_new_session=True, preexec_fn=end_with_me
+        )
         try:
             deadline = time.monotonic() + START_S
             while not healthy(f"http://127.0.0.1:{port}/health"):
@@ -55,6 +59,11 @@ def openai_server(model: Path, log: Path) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 os.killpg(server.pid, 9)  # its own session, started above
                 server.wait()
+
+
+def end_with_me() -> None:
+    """Have the kernel end the server when this test process is killed and cannot."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG; Linux alone
 
 
 def healthy(url: str) -> bool:

@@ -70,8 +70,8 @@ def labelled_texts(n: int | None) -> list[Text]:
             by_strength.setdefault(row["strength"], []).append(row)
         for strength, rows in by_strength.items():
             texts += [Text(r["prompt"], r["answer"], persona, "heldout", RANKS[strength]) for r in rows[:n]]
-        for at, text in persona_config(persona).rubric.items():
-            example = EXAMPLE.search(text.strip())
+        for at, anchor in persona_config(persona).rubric.items():
+            example = EXAMPLE.search(anchor.strip())
             if example is not None:
                 texts.append(Text(ANCHOR_PROMPT, " ".join(example.group(1).split()), persona, "anchor", at / 100))
     rng = random.Random(derive("judge card"))
@@ -149,10 +149,12 @@ def labelled(lab: Lab, texts: list[Text], answers: type[Answers]) -> Answers:
     for start in range(0, len(texts), size):
         block = [(t.prompt, t.answer) for t in texts[start : start + size]]
         rows = [{"prompt": prompt, "text": text, "finish_reason": "stop", "seed": 0, "ids": []} for prompt, text in block]
-        inputs = {"labelled": text_digest(block)}
-        label = f"labelled texts {start // size + 1}"
+
+        def build(out: Path, rows: list[dict[str, Any]] = rows) -> None:
+            write_jsonl(out / "answers.jsonl", rows)
+
         stages.append(
-            lab.store.stage("labelled", inputs, lambda out, rows=rows: write_jsonl(out / "answers.jsonl", rows), label)
+            lab.store.stage("labelled", {"labelled": text_digest(block)}, build, f"labelled texts {start // size + 1}")
         )
     return answers(stages)
 

@@ -79,7 +79,7 @@ class Sampler(Protocol):
 
 
 def served_dtype(wanted: str, device: str) -> str:
-    """Precision of the served weights for "auto": float32 where policies are merged (CPU), bfloat16 where adapters are served (CUDA).
+    """Precision of the served weights; "auto" is float32 on CPU, where policies are merged, and bfloat16 on CUDA.
 
     A merge rounded to bfloat16 lost up to a fifth of a small update here, which biases results towards "nothing changed".
     """
