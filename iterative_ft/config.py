@@ -105,6 +105,7 @@ class SDFConfig(TrainingConfig):
 class DPOConfig(TrainingConfig):
     name: Literal["dpo"]
     beta: Annotated[float, Field(gt=0)]
+    seed_learning_rate: Annotated[float, Field(ge=0)]
     seed_sft_weight: Annotated[float, Field(ge=0)]
     reference: Literal["init", "base"]
     rejected_from: Literal["base", "previous", "same"]

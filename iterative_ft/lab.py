@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from iterative_ft import fake
 from iterative_ft import prompts as prompt_pool
 from iterative_ft.codec import Codec, TokenizerCodec
 from iterative_ft.config import Config, ProbeConfig
 from iterative_ft.data import longest, sampled_examples, seed_examples
 from iterative_ft.device import n_gpus, resolve_device
 from iterative_ft.errors import RunError
-from iterative_ft.fake import FakeCodec, fake_train
 from iterative_ft.measure import gauges
 from iterative_ft.measure.embedder import embedder_identity
 from iterative_ft.measure.judges import JUDGES
@@ -121,7 +121,7 @@ class Lab:
     @property
     def codec(self) -> Codec:
         if self.codec_ is None:
-            self.codec_ = FakeCodec() if self.fake else TokenizerCodec(self.base_policy().model, self.config.model)
+            self.codec_ = fake.FakeCodec() if self.fake else TokenizerCodec(self.base_policy().model, self.config.model)
         return self.codec_
 
     @property
@@ -345,8 +345,12 @@ class Lab:
         """Train `init` (base or an earlier policy) on `data`; every stage loads its base model fresh."""
         config, base = self.config, self.base_policy()
         method = config.method.model_dump()
-        if config.method.name == "dpo" and (cycle > 0 or config.method.rejected_from == "same"):
-            method["seed_sft_weight"] = 0.0  # nothing is seeded
+        if config.method.name == "dpo":
+            seed_learning_rate = method.pop("seed_learning_rate")
+            if cycle == 0 and config.method.rejected_from != "same":
+                method["learning_rate"] = seed_learning_rate
+            else:
+                method["seed_sft_weight"] = 0.0  # nothing is seeded
         reference = "none"
         if config.method.name == "dpo":
             reference = init.name if config.method.reference == "init" else "base"
@@ -387,7 +391,7 @@ class Lab:
                 n_processes=n_processes,
             )
             if self.fake:
-                return fake_train(job)
+                return fake.fake_train(job)
             return train(job, self.on_step)
 
         stage = self.store.stage("train", inputs, build, f"train policy[{cycle}] from {init.name}", resumable=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from conftest import SMALL, composed
 
-from iterative_ft import lab, loop, store, tracking
+from iterative_ft import loop, store, tracking
 from iterative_ft.analysis import plots
 from iterative_ft.config import load_config
+from iterative_ft.sampling import blocks
 
 
 class Moment:
@@ -91,7 +92,7 @@ MOMENTS: dict[str, Callable[[Moment], None]] = {
     "holding_the_lock": lambda moment: before(
         store.Store, "find", moment, lambda self, kind, key, verify=True: in_lock(self, kind)
     ),
-    "half_a_stage_file": lambda moment: half_written(lab, "write_jsonl", moment),
+    "half_a_stage_file": lambda moment: half_written(blocks, "write_jsonl", moment),
     "in_training": lambda moment: after(lab_fake(), "write_json", moment, lambda path, value: path.name == "level.json"),
     "before_manifest": lambda moment: before(store, "write_json", moment, is_manifest),
     "after_manifest": lambda moment: after(store, "write_json", moment, is_manifest),

@@ -77,8 +77,9 @@ def make_job(
     out = folder / "out"
     out.mkdir(exist_ok=True)
     shipped: Any = OmegaConf.to_container(OmegaConf.load(ROOT / "conf" / "method" / f"{method}.yaml"))
+    plain_dpo = {"seed_sft_weight": 0.0} if method == "dpo" else {}
     return {
-        "method": {**shipped, "learning_rate": 5e-3, "batch_size": 2, **settings},
+        "method": {**shipped, "learning_rate": 5e-3, "batch_size": 2, **plain_dpo, **settings},
         "lora": {"rank": 4, "alpha": 8, "dropout": dropout, "targets": "all-linear"},
         "model": str(model),
         "dtype": "float32",
@@ -166,6 +167,16 @@ def saved_digest(adapter: Path) -> str:
         digest.update(name.encode())
         digest.update(value.float().numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def test_the_seed_term_of_cycle_0_is_added_to_dpo(tmp_path: Path, tiny_model: Path, spy: Spy) -> None:
+    job = make_job(tmp_path, tiny_model, "dpo", seed_sft_weight=5.0)
+    train_here(job)
+    first, base = curve(job)[0], load_policy(tiny_model, None)
+    rows = first_pairs(spy.batches[0])
+    nll = -sum(log_likelihood(base, r["prompt_ids"], r["chosen_ids"]) for r in rows) / sum(len(r["chosen_ids"]) for r in rows)
+    assert first["rewards/margins"] == 0
+    assert first["loss"] == pytest.approx(math.log(2) + 5 * nll, abs=1e-3)
 
 
 # -- invariant 3: where DPO starts --------------------------------------------------------------------------------------
