@@ -34,7 +34,7 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
         launch = [sys.executable]
         if n_processes > 1:
             launch += ["-m", "accelerate.commands.launch", "--num_processes", str(n_processes)]
-            # accelerate's --cpu starts one process whatever is asked; --multi_gpu starts all, and the trainer keeps them on the CPU
+            # accelerate's --cpu starts one process whatever is asked; --multi_gpu starts all, on the CPU where the job says so
             launch += ["--multi_gpu"] if device == "cpu" else ["--config_file", str(FSDP)]
         status = subprocess.run([*launch, "-m", "iterative_ft.child", str(job), str(result)], check=False).returncode
         if status != 0:

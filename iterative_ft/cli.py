@@ -18,6 +18,7 @@ from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.sweep import distinct_cells
 
 ROOT = Path(__file__).resolve().parent.parent
+LAUNCHERS = ROOT / "iterative_ft" / "launchers"
 BOOLEAN = re.compile(r"""(?<![\w'"])(true|false)(?![\w'"])""", re.IGNORECASE)
 
 __all__ = ["load_config", "run_app", "train"]
@@ -85,13 +86,20 @@ def register_sweeps() -> None:
 
 
 def register_launchers() -> None:
-    """Make each file of launchers/ an option of `hydra/launcher`."""
+    """Make each file of iterative_ft/launchers/ an option of `hydra/launcher`.
+
+    Hydra takes launchers from the namespace `hydra_plugins` alone: the folder that holds ours goes on the path, of the
+    processes that submitit starts as well.
+    """
     from hydra.core.config_store import ConfigStore
     from hydra.core.plugins import Plugins
     from omegaconf import OmegaConf
 
+    if str(LAUNCHERS) not in sys.path:
+        sys.path.append(str(LAUNCHERS))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LAUNCHERS)]))
     Plugins.instance()  # the submitit plugin stores launchers of the same names when it is loaded: ours replace them
-    for file in sorted((ROOT / "launchers").glob("*.yaml")):
+    for file in sorted(LAUNCHERS.glob("*.yaml")):
         ConfigStore.instance().store(group="hydra/launcher", name=file.stem, node=OmegaConf.load(file))
 
 

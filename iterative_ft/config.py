@@ -326,9 +326,7 @@ class Config(Section):
                     f"use a persona with documents ({with_documents}) or method=sft or dpo"
                 )
             if method.max_new_tokens < 300:
-                raise ValueError(
-                    f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: documents are continued by 300 or more"
-                )
+                raise ValueError(f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: set it to 300 or more")
         elif not self.model.chat:
             raise ValueError(
                 f"method={method.name} trains on chats and model={self.model.name} is a base model: use method=sdf"
@@ -437,8 +435,8 @@ def check_data(config: Config) -> None:
         n_parts = n_pool // pool.per_cycle
         if config.n_cycles > n_parts:
             raise ConfigError(
-                f"n_cycles={config.n_cycles} needs {config.n_cycles} parts of {pool.per_cycle} prompts and {pool_name}.path={pool.path} "
-                f"({n_pool} rows) has {n_parts}: lower n_cycles or {pool_name}.per_cycle, or bring a dataset ({pool_name}.path=<dataset>)"
+                f"n_cycles={config.n_cycles} needs as many parts of {pool.per_cycle} rows and {pool_name}.path={pool.path} "
+                f"({n_pool} rows) has {n_parts}: lower n_cycles or {pool_name}.per_cycle, or set {pool_name}.path=<dataset>"
             )
     embedded = [name for name, (_, file, _) in EMBEDDED.items() if file.endswith(".gguf")]
     if config.model.path.startswith("embedded:") and config.model.path.removeprefix("embedded:") not in embedded:

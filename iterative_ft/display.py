@@ -12,7 +12,7 @@ from rich.status import Status
 from iterative_ft.config import Config
 from iterative_ft.store import Event
 
-# Seconds a stage takes with the embedded model on two cores, until this run or the store knows better; measured by `make bench`.
+# Seconds a stage takes with the embedded model on two cores, until this run or the store knows better.
 EXPECTED_S = {
     "model": 10.0,
     "probe": 60.0,
@@ -65,7 +65,8 @@ class Display:
     def update(self, more: str = "") -> None:
         if self.status is not None:
             self.status.update(
-                f"{self.text}{more} · {minutes(time.monotonic() - self.started)} so far, about {minutes(self.seconds_left())} left"
+                f"{self.text}{more} · {minutes(time.monotonic() - self.started)} so far, "
+                f"about {minutes(self.seconds_left())} left"
             )
 
     def done(self, event: Event, cycle: int) -> None:
@@ -86,7 +87,8 @@ class Display:
     def measured(self, row: dict[str, Any]) -> None:
         trait, coherence = (interval_text(row, name) for name in ("trait", "coherence"))
         self.console.print(
-            f"{self.where(row['cycle'])} {row['policy']}: trait {trait}, coherence {coherence}, {row['answers/stop_share']:.0%} ended by themselves"
+            f"{self.where(row['cycle'])} {row['policy']}: trait {trait}, coherence {coherence}, "
+            f"{row['answers/stop_share']:.0%} ended by themselves"
         )
 
 
@@ -104,7 +106,8 @@ def facts(kind: str, info: dict[str, Any]) -> str:
             if canary["shift"] > 0
             else (f"; canary error {canary['error']:.4f} nats")
         )
-        return f" ({info['n_tokens']} tokens, {info['tokens_per_s']:.0f}/s, {info['n_stopped']}/{info['n']} ended by themselves{load})"
+        ended = f"{info['n_stopped']}/{info['n']} ended by themselves"
+        return f" ({info['n_tokens']} tokens, {info['tokens_per_s']:.0f}/s, {ended}{load})"
     if "n_steps" in info:
         speed = info["n_tokens"] / info["loop_seconds"] if info["loop_seconds"] > 0 else 0
         return f" ({info['n_examples']} examples, {info['n_steps']} steps, {speed:.0f} tokens/s)"

@@ -112,6 +112,7 @@ def dequantise(gguf: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    quiet_transformers()
     model = AutoModelForCausalLM.from_pretrained(
         str(gguf.parent),
         gguf_file=gguf.name,
@@ -179,6 +180,14 @@ def is_target(module: str, targets: str | list[str]) -> bool:
     return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
+def quiet_transformers() -> None:
+    """No progress bars and no warnings from transformers: a run has its own display."""
+    from transformers import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
 def merge(policy: Policy, out: Path, dtype: str) -> None:
     """Write `policy` as one checkpoint: the pristine base in float32 plus its adapter, rounded to `dtype` at the end."""
     import torch
@@ -186,6 +195,7 @@ def merge(policy: Policy, out: Path, dtype: str) -> None:
     from transformers import AutoModelForCausalLM
 
     assert policy.adapter is not None
+    quiet_transformers()
     base = AutoModelForCausalLM.from_pretrained(policy.model, dtype=torch.float32)
     merged = PeftModel.from_pretrained(base, str(policy.adapter)).merge_and_unload()
     merged.to(getattr(torch, dtype)).save_pretrained(out)

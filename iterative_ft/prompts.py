@@ -1,4 +1,4 @@
-"""Which prompts a cycle gets: the pool is shuffled by the seed and cut into one part a cycle, so that no two cycles share any."""
+"""Which prompts a cycle gets: the pool is shuffled by the seed and cut into parts, one a cycle, so that no two share any."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def cycle_prompts(config: Config, cycle: int) -> list[str]:
     part = texts[(cycle - 1) * pool.per_cycle : cycle * pool.per_cycle]
     if len(part) < pool.per_cycle:
         raise RunError(
-            f"{name}.path={pool.path} has {len(texts)} usable rows, too few for cycle {cycle} with {name}.per_cycle={pool.per_cycle}: "
+            f"{name}.path={pool.path} has {len(texts)} rows, too few for cycle {cycle} at {name}.per_cycle={pool.per_cycle}: "
             f"lower n_cycles or {name}.per_cycle, or bring a larger dataset ({name}.path=<dataset>)"
         )
     return part

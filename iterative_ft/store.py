@@ -356,7 +356,8 @@ def main(argv: list[str] | None = None) -> int:
             total += size
             n_runs = len(users.get(f"{stage.kind}/{stage.key}", []))
             print(
-                f"{stage.kind:8} {stage.key} {size / 1e6:9.1f} MB {stage.manifest['seconds']:8.1f} s  runs {n_runs}  {stage.manifest['label']}"
+                f"{stage.kind:8} {stage.key} {size / 1e6:9.1f} MB {stage.manifest['seconds']:8.1f} s  "
+                f"runs {n_runs}  {stage.manifest['label']}"
             )
         print(f"{total / 1e6:.1f} MB in all")
         return 0

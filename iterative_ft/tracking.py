@@ -190,10 +190,12 @@ class RunLog:
             )
         )
         print(
-            f"      {times['time/work_share']:.0%} of it sampling, training or judging; {n_built} stages built, {len(self.stages) - n_built} from the store"
+            f"      {times['time/work_share']:.0%} of it sampling, training or judging; {n_built} stages built, "
+            f"{len(self.stages) - n_built} from the store"
         )
         print(
-            f"picture {self.folder / 'curves.png'}\nrows    {self.folder / 'metrics.jsonl'}\nanswers {self.folder / 'answers.jsonl'}"
+            f"picture {self.folder / 'curves.png'}\nrows    {self.folder / 'metrics.jsonl'}\n"
+            f"answers {self.folder / 'answers.jsonl'}"
         )
         print(f"W&B     {self.wandb.where()}")
 
@@ -277,7 +279,8 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def title(config: Config) -> str:
     return (
-        f"{config.method.name} · reinit={str(config.reinit.init == 'base').lower()} · {config.persona.name} · {config.model.name} · "
+        f"{config.method.name} · reinit={str(config.reinit.init == 'base').lower()} · {config.persona.name} · "
+        f"{config.model.name} · "
         f"n_seed {config.n_seed}, n_sampled {config.n_sampled}, seed {config.seed}"
     )
 

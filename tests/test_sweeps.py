@@ -378,7 +378,7 @@ def test_every_cell_of_a_sweep_file_composes(name: str) -> None:
 
 
 def test_every_key_of_sweeps_and_launchers_has_a_comment() -> None:
-    for file in [*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "launchers").glob("*.yaml")]:
+    for file in [*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "iterative_ft/launchers").glob("*.yaml")]:
         lines = file.read_text().splitlines()
         for number, line in enumerate(lines):
             if re.match(r"\s*[\w.]+:", line) and line.strip() not in ("hydra:", "sweeper:", "params:", "wandb:"):

@@ -1,4 +1,4 @@
-"""The dashboard's JSON, built without a server, and offline runs that were killed. Not covered: what a server makes of them."""
+"""The dashboard's JSON, built without a server, and killed offline runs. Not covered: what a W&B server makes of them."""
 
 from __future__ import annotations
 

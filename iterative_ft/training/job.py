@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.child import run_isolated
+from iterative_ft.policy import quiet_transformers
 from iterative_ft.store import read_jsonl
 
 LOG = "train_log.jsonl"
@@ -65,12 +66,11 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     import torch
     from datasets import Dataset
     from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, logging, set_seed
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
     from iterative_ft.training.trainers import TRAINERS, Curve
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    quiet_transformers()
     method, out = job["method"], Path(job["out"])
     set_seed(job["seed"])
     tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=job["trust_remote_code"])
