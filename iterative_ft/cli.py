@@ -98,7 +98,11 @@ def register_launchers() -> None:
     if str(LAUNCHERS) not in sys.path:
         sys.path.append(str(LAUNCHERS))
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(LAUNCHERS)]))
-    Plugins.instance()  # the submitit plugin stores launchers of the same names when it is loaded: ours replace them
+    plugins = Plugins.instance()  # the submitit plugin stores launchers of the same names when it is loaded: ours replace them
+    from hydra_plugins import iterative_ft_launchers as ours
+
+    for launcher in (ours.InProcess, ours.Local, ours.Slurm):
+        plugins.register(launcher)  # where Hydra looked for plugins before the folder was on the path
     for file in sorted(LAUNCHERS.glob("*.yaml")):
         ConfigStore.instance().store(group="hydra/launcher", name=file.stem, node=OmegaConf.load(file))
 
