@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.analysis import plots
 from iterative_ft.analysis import runs as run_folders
 from iterative_ft.analysis.report import write_report
 from iterative_ft.analysis.verdict import run_verdict
@@ -191,7 +192,9 @@ def compare(task: Compare, command: str) -> Path:
     lines += [[row[name].replace("|", "\\|") for name in COLUMNS] for row in rows]
     (out / "compare.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
     write_report(folders, out / "report.html")
-    print(f"{command}\ntable  {out / 'compare.csv'}, {out / 'compare.md'}\nreport {out / 'report.html'}")
+    plots.draw([(label, run.measured) for run, label in zip(runs, run_folders.labels(runs), strict=True)], out / "curves.png")
+    print(f"{command}\ntable   {out / 'compare.csv'}, {out / 'compare.md'}")
+    print(f"picture {out / 'curves.png'}\nreport  {out / 'report.html'}")
     return out
 
 
