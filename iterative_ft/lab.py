@@ -82,7 +82,6 @@ class Measured:
     openings: Answers | None = None
     opening_scores: Stage | None = None
     gauges: list[Stage] = field(default_factory=list)
-    stages: list[str] = field(default_factory=list)
 
 
 class Lab:
