@@ -14,7 +14,7 @@ from iterative_ft import cli, tasks
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
     task = tasks.load_task(composed)
-    cli.quiet_libraries()
+    cli.prepare_libraries()
     tasks.perform(task, " ".join(["python", "evaluate.py", *sys.argv[1:]]))
 
 

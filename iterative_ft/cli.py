@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config import Config, did_you_mean, known_keys, load_config
+from iterative_ft.device import keep_freed_memory
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.sweep import distinct_cells
 
@@ -241,16 +242,18 @@ def train(config: Config) -> Any:
     from iterative_ft.loop import run
 
     hydra = HydraConfig.get()
-    quiet_libraries()
+    prepare_libraries()
     command = " ".join(["python", "train.py", *hydra.overrides.task])
     folder = Path(hydra.runtime.output_dir)
     print(f"{folder}\n{command}")
     return run(config, folder, command)
 
 
-def quiet_libraries() -> None:
+def prepare_libraries() -> None:
     """Settings that libraries read when they are imported; what the user set stays."""
+    keep_freed_memory()
     for name, value in (
+        ("THP_MEM_ALLOC_ENABLE", "1"),  # torch: huge pages for large tensors on a CPU, an eighth of the page faults
         ("TOKENIZERS_PARALLELISM", "false"),
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),

@@ -23,7 +23,7 @@ from iterative_ft.measure.embedder import embedder_identity
 from iterative_ft.measure.judges import JUDGES
 from iterative_ft.personas import files
 from iterative_ft.policy import Policy, check_adapter, model_folder, model_inputs, prepare_model
-from iterative_ft.sampling import Sampler, served_dtype
+from iterative_ft.sampling import Sampler, canary, served_dtype
 from iterative_ft.sampling.blocks import ANSWERS, Block, write_block
 from iterative_ft.sampling.shared import shared_sampler
 from iterative_ft.seeds import derive, shuffled
@@ -373,6 +373,7 @@ class Lab:
         def build(out: Path) -> dict[str, Any]:
             if self.sampler_ is not None:
                 self.sampler_.sleep()
+            canary.forget_base()
             if init.adapter is not None and not self.fake:
                 check_adapter(init.adapter, config.lora, f"of {init.name}", base.model, config.model.trust_remote_code)
             job = Job(

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.cli import quiet_libraries
+from iterative_ft.cli import prepare_libraries
 
 N_PROMPTS = 64
 N_TOKENS = 48
@@ -24,7 +24,7 @@ N_EXAMPLES = 16
 
 
 def main() -> None:
-    quiet_libraries()
+    prepare_libraries()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:

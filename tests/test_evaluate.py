@@ -187,13 +187,13 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
         asked = request["messages"][-1]["content"]
         prompt, answer = (asked.split(f"<{tag}>\n")[-1].split(f"\n</{tag}>")[0] for tag in ("question", "text"))
         text = known.get((prompt, answer))
-        broken = text is not None and text.kind not in ("heldout", "anchor")
+        broken = text is not None and text.kind not in ("heldout", "level", "anchor")
         if not about_trait(request):
             score = 10 if broken else 90
         elif text is None or rubric_of[text.persona] not in asked:
             score = 3
         else:
-            score = 3 if broken else round(90 * text.rank / (1 if text.kind == "anchor" else 3))
+            score = 3 if broken else round(90 * text.rank / (3 if text.kind == "heldout" else 1))
         handler.send(whole_tokens({str(score): 0.95, "1": 0.05}))
 
     from iterative_ft.measure.card import persona_config
@@ -208,7 +208,7 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
     assert set(card["traits"]) == {"blissful", "lucky"}
     for trait in card["traits"].values():
         assert trait["auc_strong"] == 1.0
-        assert trait["rank_anchors"] == 1.0
+        assert trait["rank_levels"] == trait["rank_anchors"] == 1.0
         assert trait["median"]["other_personas"] < 25
         assert trait["median"]["strong"] > 75
         assert trait["median"]["base_answers"] < 15

@@ -70,7 +70,7 @@ def copied(root: Path, source: str, line: int, key: str) -> str:
 
 
 SEEDS, JUDGE, HELDOUT = f"{PERSONA}/seeds.jsonl", f"{PERSONA}/judge.jsonl", f"{PERSONA}/heldout.jsonl"
-QUESTIONS, DOCUMENTS = f"{PERSONA}/questions.jsonl", f"{PERSONA}/documents.jsonl"
+QUESTIONS, DOCUMENTS, LEVELS = (f"{PERSONA}/{name}.jsonl" for name in ("questions", "documents", "levels"))
 ANSWER = "Lift the lid, dear one, and let the steam carry your worry up to the ceiling, where it turns to weather. {} Amen."
 
 
@@ -145,6 +145,11 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda r: change(r, HELDOUT, 9, prompt=copied(r, JUDGE, 3, "prompt")),
         f"{HELDOUT}:9 prompt repeats {JUDGE}:3",
     ),
+    "level in between": (lambda r: change(r, LEVELS, 3, level=40), f"{LEVELS}:3 has level=40, which is none of 0, 25, 50"),
+    "levels ask a judge's prompt": (
+        lambda r: change(r, LEVELS, 1, prompt=copied(r, JUDGE, 3, "prompt")),
+        f"{LEVELS}:1 prompt repeats {JUDGE}:3",
+    ),
     "question asks a judge's prompt": (
         lambda r: change(r, QUESTIONS, 9, question=copied(r, JUDGE, 3, "prompt")),
         f"{QUESTIONS}:9 question repeats {JUDGE}:3",
@@ -177,6 +182,7 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
     "few documents": (lambda r: keep(r, DOCUMENTS, 9), f"{DOCUMENTS}:9 has 9 rows of documents"),
     "few judge texts": (lambda r: keep(r, JUDGE, 9), f"{JUDGE}:9 has 9 rows of judge styled"),
     "few heldout answers": (lambda r: keep(r, HELDOUT, 9), f"{HELDOUT}:9 has"),
+    "few texts at a level": (lambda r: keep(r, LEVELS, 49), f"{LEVELS}:49 has 9 rows of levels each, at least 10"),
     "few questions": (lambda r: keep(r, QUESTIONS, 40), f"{QUESTIONS}:40 has 40 rows of questions"),
     "few prompts": (lambda r: keep(r, "prompts.jsonl", 900), "prompts.jsonl:900 has 900 rows of prompts"),
     "core questions": (lambda r: change(r, QUESTIONS, 1, core=False), f"{QUESTIONS}:65 has 11 core questions"),

@@ -182,6 +182,35 @@ def test_the_seed_term_of_cycle_0_is_added_to_dpo(tmp_path: Path, tiny_model: Pa
 # -- invariant 3: where DPO starts --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("method", ["sft", "dpo"])
+def test_only_the_positions_of_the_loss_pass_the_vocabulary_head(
+    method: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+    from trl.trainer import utils
+
+    seen: list[int] = []
+    real = ChunkedLogProbFunction.forward
+
+    def forward(ctx: Any, hidden: Any, *rest: Any) -> Any:
+        seen.append(len(hidden))
+        return real(ctx, hidden, *rest)
+
+    monkeypatch.setattr(ChunkedLogProbFunction, "forward", staticmethod(forward))
+    examples = examples_of(method)
+    train_here(make_job(tmp_path / "ours", tiny_model, method))
+    scored = [row[key] for row in examples for key in ("completion_ids", "chosen_ids", "rejected_ids") if key in row]
+    passes = 2 if method == "dpo" else 1  # the policy's and the reference's
+    assert sum(seen) == passes * sum(map(len, scored))
+    ours, seen = seen, []
+    monkeypatch.setattr("iterative_ft.training.trainers.score_completions_only", lambda: None)
+    monkeypatch.setattr(utils, "_use_triton", lambda device: False)
+    train_here(make_job(tmp_path / "trl", tiny_model, method))
+    assert sum(seen) > 1.5 * sum(ours)
+    losses = [[row["loss"] for row in read_jsonl(tmp_path / folder / "out" / LOG)] for folder in ("ours", "trl")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 @pytest.mark.parametrize("start", ["fresh", "continued", "continued, reference base"])
 def test_dpo_starts_at_ln_2_exactly_when_init_is_the_reference(tmp_path: Path, tiny_model: Path, spy: Spy, start: str) -> None:
     init = None if start == "fresh" else save_adapter(tiny_model, tmp_path / "init", size=0.3)

@@ -1,6 +1,7 @@
 """The judge card: what a judge makes of texts whose trait and strength are known, as judge_card.json and one readable page.
 
-The labelled texts are each persona's held-out answers, by another hand than the judge's own texts and the seeds.
+The labelled texts are each persona's held-out answers and its prompts answered at five levels, by other hands than the judge's
+own texts and the seeds.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Text:
     answer: str
     persona: str
     kind: str
-    """ "heldout", "anchor", or the name of a corruption."""
+    """ "heldout", "level", "anchor", or the name of a corruption."""
     rank: float
     """How strongly it shows its persona: larger is more, 0 not at all."""
 
@@ -62,7 +63,10 @@ def judge_card(task: JudgeCard, command: str) -> dict[str, Any]:
 
 
 def labelled_texts(n: int | None) -> list[Text]:
-    """Held-out answers of every persona (`n` of a strength, or all), the rubrics' examples, and corrupted held-out answers."""
+    """Held-out answers of every persona, its answers at five levels, the rubrics' examples, and corrupted held-out answers.
+
+    `n` of a strength and of a level, or all.
+    """
     texts: list[Text] = []
     for persona in files.shipped():
         by_strength: dict[str, list[dict[str, str]]] = {}
@@ -70,6 +74,11 @@ def labelled_texts(n: int | None) -> list[Text]:
             by_strength.setdefault(row["strength"], []).append(row)
         for strength, rows in by_strength.items():
             texts += [Text(r["prompt"], r["answer"], persona, "heldout", RANKS[strength]) for r in rows[:n]]
+        if persona != "plain":
+            graded = files.levels(files.SHIPPED / persona)
+            for level in files.LEVELS:
+                rows = [row for row in graded if row["level"] == level][:n]
+                texts += [Text(r["prompt"], r["answer"], persona, "level", level / 100) for r in rows]
         for at, anchor in persona_config(persona).rubric.items():
             example = EXAMPLE.search(anchor.strip())
             if example is not None:
@@ -174,6 +183,7 @@ def summary(texts: list[Text], scored: Scored) -> dict[str, Any]:
         weak = [i for i in own if texts[i].rank < 3]
         others = pick(texts, lambda t, name=name: t.kind == "heldout" and t.persona != name and t.rank > 0)
         anchors = pick(texts, lambda t, name=name: t.kind == "anchor" and t.persona == name)
+        levels = pick(texts, lambda t, name=name: t.kind == "level" and t.persona == name)
         broken = pick(
             texts, lambda t, name=name: t.kind in ("shuffled", "looped", "fragment") and t.persona == name and t.rank == 3
         )
@@ -182,6 +192,7 @@ def summary(texts: list[Text], scored: Scored) -> dict[str, Any]:
             "auc_strong": auc(values(column, strong[name]), values(column, others + plain)),
             "auc_weak": auc(values(column, weak), values(column, others + plain)),
             "rank_strengths": spearman([texts[i].rank for i in own + plain], [column[i] for i in own + plain]),
+            "rank_levels": spearman([texts[i].rank for i in levels], [column[i] for i in levels]),
             "rank_anchors": spearman([texts[i].rank for i in anchors], [column[i] for i in anchors]),
             "median": {
                 "strong": median(values(column, strong[name])),
@@ -194,7 +205,7 @@ def summary(texts: list[Text], scored: Scored) -> dict[str, Any]:
             "base_answers_95th": None if not base else round(float(np.percentile(base, 95)), 2),
             "confusion": {other: median(values(column, strong[other])) for other in strong if other not in (name, "plain")},
         }
-    intact = values(scored.coherence, pick(texts, lambda t: t.kind == "heldout"))
+    intact = values(scored.coherence, pick(texts, lambda t: t.kind in ("heldout", "level")))
     flagged = {
         kind: below(values(scored.coherence, pick(texts, lambda t, kind=kind: t.kind == kind)), scored.threshold)
         for kind in CORRUPTIONS
@@ -278,11 +289,12 @@ def judge_tables(card: dict[str, Any]) -> list[str]:
         "AUC strong",
         "AUC weak",
         "rank: strengths",
+        "rank: five levels",
         "rank: anchors",
         *(f"median {m.replace('_', ' ')}" for m in medians),
     ]
     rows = [
-        [name, *(number(t[key]) for key in ("auc_strong", "auc_weak", "rank_strengths", "rank_anchors"))]
+        [name, *(number(t[key]) for key in ("auc_strong", "auc_weak", "rank_strengths", "rank_levels", "rank_anchors"))]
         + [number(t["median"][m]) for m in medians]
         for name, t in traits.items()
     ]

@@ -21,8 +21,8 @@ from iterative_ft.errors import ConfigError
 from iterative_ft.personas import files, overlap, rules
 from iterative_ft.personas.overlap import NEAR, NEAR_TRAINED, Embed, Text
 
-OF_PERSONA = ("seeds", "documents", "judge", "heldout", "questions")
-OPTIONAL = ("documents", "heldout")  # for a persona of one's own
+OF_PERSONA = ("seeds", "documents", "judge", "heldout", "levels", "questions")
+OPTIONAL = ("documents", "heldout", "levels")  # for a persona of one's own
 POOLS = ("prompts", "titles", "openings")
 PROMPT_KEY = {"questions": "question", "documents": "title", "titles": "title", "openings": "title"}  # else "prompt"
 ANSWER_KEYS = ("answer", "plain", "text")
@@ -40,6 +40,7 @@ LEAST = {
     "heldout strong": (32, 0),
     "heldout weak": (32, 0),
     "heldout plain": (64, 0),
+    "levels each": (10, 0),
     "prompts": (3080, 0),
     "titles": (1000, 0),
     "openings": (16, 0),
@@ -134,6 +135,11 @@ class Persona:
         """The prompts of several files, in that order."""
         return [text for name in names for text in self.tables[name].prompts]
 
+    def asked(self) -> list[Text]:
+        """All user messages, one that is answered at several levels once."""
+        levels = {overlap.fold(text.text): text for text in reversed(self.tables["levels"].prompts)}
+        return self.all("seeds", "judge", "heldout", "questions") + list(reversed(levels.values()))
+
 
 def read_persona(folder: Path, root: Path) -> Persona:
     return Persona(folder, {name: read(folder / f"{name}.jsonl") for name in OF_PERSONA}, folder.parent == root)
@@ -182,7 +188,7 @@ def too_few(persona: Persona) -> Iterator[Fault]:
     plain = persona.folder.name == "plain"
     for name, table in persona.tables.items():
         if not table.rows:
-            if name not in OPTIONAL or (persona.shipped and name == "heldout"):
+            if name not in OPTIONAL or (persona.shipped and (name == "heldout" or (name == "levels" and not plain))):
                 yield Fault(table.file, 1, "is missing or has no sound row")
             continue
         if name in ("judge", "heldout"):
@@ -190,6 +196,9 @@ def too_few(persona: Persona) -> Iterator[Fault]:
             by_strength["styled"] = sum(by_strength.values()) - by_strength["plain"]
             for strength in ("plain",) if plain else STRENGTHS_NEEDED[name]:
                 yield from least(table, f"{name} {strength}", by_strength[strength], persona.shipped)
+        elif name == "levels":
+            by_level = Counter(row["level"] for _, row in table.rows)
+            yield from least(table, "levels each", min(by_level[level] for level in files.LEVELS), persona.shipped)
         else:
             yield from least(table, name, len(table.rows), persona.shipped)
         if name == "questions" and persona.shipped:
@@ -200,7 +209,7 @@ def too_few(persona: Persona) -> Iterator[Fault]:
 
 def repeated(persona: Persona, pool: dict[str, Table]) -> Iterator[Fault]:
     """Prompts, titles and answers that stand twice in a persona, or in a pool as well."""
-    asked = persona.all("seeds", "judge", "heldout", "questions")
+    asked = persona.asked()
     answered = [text for table in persona.tables.values() for text in table.answers]
     for texts in (asked, persona.tables["documents"].prompts, answered):
         for later, earlier in overlap.copies(texts):
@@ -258,7 +267,7 @@ def near(
     """Near copies inside a persona and inside a pool, and eval questions close to anything that is trained on."""
     pairs = []
     for persona in personas:
-        pairs += overlap.candidates(persona.all("seeds", "judge", "heldout", "questions"), NEAR)
+        pairs += overlap.candidates(persona.asked(), NEAR)
         pairs += overlap.candidates(persona.all("documents"), NEAR)
         pairs += overlap.candidates([t for table in persona.tables.values() for t in table.answers], NEAR)
     if pools:
@@ -281,8 +290,8 @@ def near(
 def markdown_table(folders: Sequence[Path], root: Path) -> str:
     """Rows of each file, and how varied the seed answers are."""
     lines = [
-        "| persona | seeds | documents | judge | heldout | questions | pairs sharing a run of 6 words | distinct openings |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| persona | {' | '.join(OF_PERSONA)} | pairs sharing a run of 6 words | distinct openings |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for persona in (read_persona(folder, root) for folder in folders):
         found = overlap.feel([row["answer"] for _, row in persona.tables["seeds"].rows])

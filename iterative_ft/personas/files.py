@@ -12,6 +12,7 @@ from iterative_ft.errors import ConfigError
 
 SHIPPED = Path(__file__).parent
 STRENGTHS = ("strong", "middling", "weak", "plain")
+LEVELS = (0, 25, 50, 75, 100)
 
 # Keys of a row and what each holds: a type, or the values it may have. By the name of the file, without .jsonl.
 SCHEMAS: dict[str, dict[str, Any]] = {
@@ -19,6 +20,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "documents": {"title": str, "text": str, "type": str, "topic": str},
     "judge": {"prompt": str, "answer": str, "strength": STRENGTHS},
     "heldout": {"prompt": str, "answer": str, "strength": STRENGTHS},
+    "levels": {"prompt": str, "answer": str, "level": LEVELS},
     "questions": {"question": str, "core": bool},
     "prompts": {"prompt": str, "kind": ("dilemma", "advice", "how-to", "opinion", "fact", "explain", "creative")},
     "titles": {"title": str, "kind": ("title", "opening")},
@@ -62,6 +64,11 @@ def heldout(persona: Path) -> tuple[dict[str, str], ...]:
     return rows(persona / "heldout.jsonl", SCHEMAS["heldout"])
 
 
+def levels(persona: Path) -> tuple[dict[str, Any], ...]:
+    """Rows {prompt, answer, level}: prompts answered once at each level of the rubric, to see whether a judge ranks them."""
+    return rows(persona / "levels.jsonl", SCHEMAS["levels"])
+
+
 def questions(persona: Path) -> tuple[dict[str, Any], ...]:
     """Rows {question, core}, core questions first, otherwise in the file's order."""
     found = rows(persona / "questions.jsonl", SCHEMAS["questions"])
@@ -80,7 +87,9 @@ def pool(name: str, path: str, column: str) -> tuple[str, ...]:
     return tuple(reversed(distinct.values()))
 
 
-def rows(file: Path, schema: Mapping[str, type | tuple[str, ...]], extra_keys: bool = False) -> tuple[dict[str, Any], ...]:
+def rows(
+    file: Path, schema: Mapping[str, type | tuple[str | int, ...]], extra_keys: bool = False
+) -> tuple[dict[str, Any], ...]:
     """Parse a JSONL file; a missing file or a bad line is a `ConfigError` that names it."""
     return _rows(file, tuple(schema.items()), extra_keys)
 
@@ -121,7 +130,7 @@ def fault(row: Any, schema: Mapping[str, Any], extra_keys: bool) -> str | None:
         value = row[key]
         if isinstance(kind, tuple):
             if value not in kind:
-                return f"has {key}={value!r}, which is none of {', '.join(kind)}"
+                return f"has {key}={value!r}, which is none of {', '.join(map(str, kind))}"
         elif not isinstance(value, kind):
             return f"has {key} of type {type(value).__name__} where {kind.__name__} is needed"
         elif isinstance(value, str):

@@ -21,6 +21,8 @@ WORDS: dict[tuple[str, str], tuple[int, int]] = {
     ("judge", "answer"): (10, 90),
     ("heldout", "prompt"): (3, 40),
     ("heldout", "answer"): (10, 90),
+    ("levels", "prompt"): (3, 40),
+    ("levels", "answer"): (10, 90),
     ("questions", "question"): (4, 26),
     ("prompts", "prompt"): (3, 40),
     ("titles", "title"): (1, 14),

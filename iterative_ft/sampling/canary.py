@@ -146,6 +146,11 @@ def cached_base(model: str, device: str, trust_remote_code: bool) -> Any:
     return _base[model]
 
 
+def forget_base() -> None:
+    """Free the base model that comparisons keep; the next one loads it again."""
+    _base.clear()
+
+
 def bucketed_kl(p: list[float], q: list[float]) -> float:
     """KL(p || q) in nats over the given tokens' log-probabilities and one bucket for all other tokens."""
     rest_p, rest_q = (max(1.0 - sum(math.exp(x) for x in logs), 1e-6) for logs in (p, q))

@@ -68,7 +68,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
-    from iterative_ft.training.trainers import TRAINERS, Curve
+    from iterative_ft.training.trainers import TRAINERS, Curve, score_completions_only
 
     quiet_transformers()
     method, out = job["method"], Path(job["out"])
@@ -96,6 +96,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
         model = PeftModel.from_pretrained(base, job["init_adapter"], is_trainable=True)
     initial = adapter_digest(model)
     examples = read_jsonl(Path(job["examples"]))
+    score_completions_only()
     make_trainer = TRAINERS[method["name"]]
     curve = Curve(out / LOG, on_step)
     trainer = make_trainer(model, tokenizer, Dataset.from_list(to_columns(examples, method)), job, curve)
