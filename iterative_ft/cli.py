@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config import Config, did_you_mean, known_keys, load_config
-from iterative_ft.device import keep_freed_memory
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.sweep import distinct_cells
 
@@ -251,7 +250,6 @@ def train(config: Config) -> Any:
 
 def prepare_libraries() -> None:
     """Settings that libraries read when they are imported; what the user set stays."""
-    keep_freed_memory()
     for name, value in (
         ("THP_MEM_ALLOC_ENABLE", "1"),  # torch: huge pages for large tensors on a CPU, an eighth of the page faults
         ("TOKENIZERS_PARALLELISM", "false"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from iterative_ft.config import Config, PoolConfig
@@ -10,16 +11,17 @@ from iterative_ft.personas import files
 from iterative_ft.seeds import shuffled
 
 
-def load_pool(name: str, pool: PoolConfig) -> list[str]:
+@cache
+def load_pool(name: str, pool: PoolConfig) -> tuple[str, ...]:
     """Distinct texts of the pool: the shipped file, a local JSONL, or a column of a Hugging Face dataset."""
     if pool.path == "shipped" or Path(pool.path).suffix == ".jsonl":
-        return list(files.pool(name, pool.path, pool.column))
+        return files.pool(name, pool.path, pool.column)
     from datasets import load_dataset
 
     dataset = load_dataset(pool.path, split=pool.split, revision=pool.revision)
     if pool.column not in dataset.column_names:
         raise RunError(f"{name}.column={pool.column} is no column of {pool.path}: it has {', '.join(dataset.column_names)}")
-    return list(dict.fromkeys(str(text).strip() for text in dataset[pool.column] if str(text).strip()))
+    return tuple(dict.fromkeys(str(text).strip() for text in dataset[pool.column] if str(text).strip()))
 
 
 def cycle_prompts(config: Config, cycle: int) -> list[str]:

@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
 from iterative_ft.analysis.verdict import MARGIN, delta, prefix_regression, slope_weights, words
-from iterative_ft.measure.intervals import LEVEL, UNSEEN_SCORE, bounds
+from iterative_ft.measure.intervals import LEVEL, UNSEEN_SCORE, bounds, near_limit
 
 COVERAGE, ERROR, POWER = 0.93, 0.05, 0.80  # the bars
 REPETITIONS = 4000
@@ -107,8 +106,11 @@ class Cell:
     n_seeds: int
     n_questions: int
 
-    def changes(self, rng: np.random.Generator, change: float, repetitions: int) -> np.ndarray:
-        """Observed changes of question means, shape (repetitions, seeds, questions), whose true mean is `change`."""
+    def changes(self, rng: np.random.Generator, change: float, repetitions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Observed changes of question means, shape (repetitions, seeds, questions), whose true mean is `change`.
+
+        And whether a repetition's scores lie near an end of the scale, shape (repetitions,).
+        """
         s = self.spread
         size = (repetitions, self.n_seeds, self.n_questions)
         between = s.seeds if self.n_seeds > 1 else 0.0
@@ -124,7 +126,7 @@ class Cell:
         for location, latent in zip(locations, (level, level + moved), strict=True):
             answers = location + latent[..., None] + rng.normal(0, s.answers, (*size, N_ANSWERS))
             means.append(self.shape.reported(answers).mean(-1))
-        return means[1] - means[0]
+        return means[1] - means[0], near_limit(np.stack([m.mean((-2, -1)) for m in means], -1))
 
 
 @dataclass(frozen=True)
@@ -152,14 +154,23 @@ class Outcome:
         return found
 
 
-def simulate(cell: Cell, repetitions: int, interval: Callable[[np.ndarray], Any] = bounds, seed: int = 0) -> Outcome:
+def chosen(x: np.ndarray, skewed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The intervals of verdicts."""
+    return bounds(x, skewed=skewed)
+
+
+Statistic = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def simulate(cell: Cell, repetitions: int, interval: Statistic = chosen, seed: int = 0) -> Outcome:
     """Draw, compute intervals, and count."""
     rng = np.random.default_rng(seed)
     coverage, shares = {}, {}
     for change in CHANGES:
-        _, low, high = interval(cell.changes(rng, change, repetitions))
+        x, skewed = cell.changes(rng, change, repetitions)
+        _, low, high = interval(x, skewed)
         coverage[change] = float(np.mean((low <= change) & (change <= high)))
-        said = words(low, high, MARGIN)
+        said = words(low, high, np.abs(x.mean(-1)).max(-1), MARGIN)
         shares[change] = {word: float(np.mean(said == word)) for word in ("amplified", "decayed", "idempotent")}
     return Outcome(cell, coverage, *({c: shares[c][w] for c in CHANGES} for w in ("amplified", "decayed", "idempotent")))
 
@@ -177,12 +188,12 @@ def grid() -> Iterator[Cell]:
 # -- statistics that were not chosen -------------------------------------------------------------------------------------------
 
 
-def plain_t(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def plain_t(x: np.ndarray, skewed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The t interval over questions, their values averaged over seeds."""
     return t_interval(x.mean(-2))
 
 
-def seeds_t(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def seeds_t(x: np.ndarray, skewed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The t interval over seeds, their values averaged over questions."""
     return t_interval(x.mean(-1))
 
@@ -193,7 +204,7 @@ def t_interval(units: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return mean, mean - half, mean + half
 
 
-def bootstrap(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def bootstrap(x: np.ndarray, skewed: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The percentile bootstrap: questions, and seeds where there are several, drawn with replacement 400 times."""
     rng = np.random.default_rng(1)
     n_seeds, n_questions = x.shape[-2:]
@@ -204,11 +215,11 @@ def bootstrap(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x.mean((-2, -1)), low, high
 
 
-CANDIDATES: dict[str, Callable[[np.ndarray], Any]] = {
+CANDIDATES: dict[str, Statistic] = {
     "t over questions": plain_t,
     "t over seeds": seeds_t,
     "bootstrap": bootstrap,
-    "chosen": bounds,
+    "chosen": chosen,
 }
 
 
@@ -232,7 +243,7 @@ def several_cycles(spread: Spread, n_questions: int, slope: float, repetitions: 
     _, change_low, change_high = bounds(changes)
     return {
         "coverage": float(np.mean((low <= n_cycles * slope) & (n_cycles * slope <= high))),
-        "amplified": float(np.mean(words(change_low, change_high, MARGIN) == "amplified")),
+        "amplified": float(np.mean(words(change_low, change_high, np.abs(changes.mean(-1))[:, 0], MARGIN) == "amplified")),
         "delta": float(np.mean([delta(m) >= 10 for m in means])),
         "prefix": float(np.mean([prefix_regression(m) >= 1.67 for m in means])),
     }

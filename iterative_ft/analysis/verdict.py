@@ -7,7 +7,7 @@ them: docs/verdicts.md.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.errors import RunError
-from iterative_ft.measure.intervals import Interval, of_changes, question_means
+from iterative_ft.measure.intervals import Interval, near_limit, of_changes, question_means
 from iterative_ft.store import read_jsonl, text_digest
 
 MARGIN = 10.0  # points: changes inside it are called idempotent
@@ -152,13 +152,13 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
     last = trained[-1] if trained else -1
     change = from_base = coherence = trend = None
     if len(trained) > 1:
-        change = contrast(curves, lambda c: c.at(c.trait, last) - c.at(c.trait, trained[0]))
-        coherence = contrast(curves, lambda c: c.at(c.coherence, last) - c.at(c.coherence, trained[0]))
-        n_steps, weights = last - trained[0], slope_weights(trained)
-        fitted = contrast(curves, lambda c: sum(n_steps * w * c.at(c.trait, k) for w, k in zip(weights, trained, strict=True)))
+        change = contrast(curves, "trait", {last: 1, trained[0]: -1})
+        coherence = contrast(curves, "coherence", {last: 1, trained[0]: -1})
+        n_steps = last - trained[0]
+        fitted = contrast(curves, "trait", dict(zip(trained, n_steps * slope_weights(trained), strict=True)))
         trend = None if fitted is None else per_cycle(fitted, n_steps)
     if trained and -1 in curves[0].cycles:
-        from_base = contrast(curves, lambda c: c.at(c.trait, last) - c.at(c.trait, -1))
+        from_base = contrast(curves, "trait", {last: 1, -1: -1})
     means = [cycle_mean(curves, cycle) for cycle in trained]
     word, reason = decide(curves, trained, change, margin)
     return Verdict(
@@ -176,9 +176,14 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
     )
 
 
-def contrast(curves: Sequence[Curve], of: Callable[[Curve], Any]) -> Interval | None:
-    """Interval of a contrast of cycles, paired by question."""
-    return of_changes(np.stack([of(curve) for curve in curves]))
+def contrast(curves: Sequence[Curve], key: str, weights: Mapping[int, float]) -> Interval | None:
+    """Interval of a contrast of cycles (cycle -> weight) in "trait" or "coherence", paired by question."""
+    scores = np.stack([[curve.at(getattr(curve, key), cycle) for cycle in weights] for curve in curves])
+    scored = ~np.isnan(scores).any((0, 1))
+    if not scored.any():
+        return None
+    skewed = near_limit(scores[:, :, scored].mean((0, 2)))
+    return of_changes(np.tensordot(scores, list(weights.values()), axes=([1], [0])), bool(skewed))
 
 
 def per_cycle(fitted: Interval, n_steps: int) -> Interval:
@@ -201,7 +206,9 @@ def decide(curves: Sequence[Curve], trained: Sequence[int], change: Interval | N
         return "inconclusive", f"too many judge calls failed in cycle(s) {', '.join(map(str, invalid))}"
     if change is None:
         return "inconclusive", "no question was scored both at cycle 0 and at the last cycle"
-    word = str(words(np.asarray(change.low), np.asarray(change.high), margin))
+    own = [contrast([curve], "trait", {trained[-1]: 1, trained[0]: -1}) for curve in curves]
+    furthest = max((abs(c.mean) for c in own if c is not None), default=0.0)
+    word = str(words(np.asarray(change.low), np.asarray(change.high), np.asarray(furthest), margin))
     shown = f"the interval [{change.low:+.1f}, {change.high:+.1f}] of the change"
     if word == "idempotent":
         start = cycle_mean(curves, trained[0])
@@ -210,15 +217,28 @@ def decide(curves: Sequence[Curve], trained: Sequence[int], change: Interval | N
         if away:
             return "inconclusive", f"it ended where it began, but was {margin:g} points or more away in cycle(s) {away}"
         return word, f"{shown} lies inside ±{margin:g}"
+    if word == "inconclusive" and -margin < change.low and change.high < margin:
+        return (
+            word,
+            f"{shown} lies inside ±{margin:g}, but one training seed alone moved by {furthest:.1f} points: they disagree",
+        )
     if word == "inconclusive":
         return word, f"{shown} holds 0 and reaches ±{margin:g}: more questions or seeds would tell"
     return word, f"{shown} lies {'above' if word == 'amplified' else 'below'} 0 and reaches beyond {margin:g} points"
 
 
-def words(low: np.ndarray, high: np.ndarray, margin: float) -> np.ndarray:
-    """Words of change intervals: "idempotent" when all of it lies inside ±margin, else by the side of 0 that it lies on."""
+def words(low: np.ndarray, high: np.ndarray, furthest: np.ndarray, margin: float) -> np.ndarray:
+    """Words of change intervals: "idempotent" when all of it lies inside ±margin, else by the side of 0 that it lies on.
+
+    Args:
+        furthest: the largest mean change of a single training seed, without sign. From the margin on nothing is idempotent.
+    """
     inside = (low > -margin) & (high < margin)
-    return np.select([inside, low > 0, high < 0], ["idempotent", "amplified", "decayed"], "inconclusive")
+    return np.select(
+        [inside & (furthest < margin), inside, low > 0, high < 0],
+        ["idempotent", "inconclusive", "amplified", "decayed"],
+        "inconclusive",
+    )
 
 
 def slope_weights(cycles: Sequence[int]) -> np.ndarray:

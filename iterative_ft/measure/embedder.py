@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,12 @@ def load_embedder(name: str) -> Any:
 
 
 def embed(texts: list[str], name: str = "embedded") -> np.ndarray:
-    """Unit vectors, shape (len(texts), dimension); a long text's is the normalised mean over its chunks."""
+    """Unit vectors, shape (len(texts), dimension); a long text's is the normalised mean over its chunks. Not to be changed."""
+    return embed_once(tuple(texts), name)
+
+
+@lru_cache(maxsize=8)  # judge and gauges ask for the same answers, and every measurement for the same questions
+def embed_once(texts: tuple[str, ...], name: str) -> np.ndarray:
     parts: list[str] = []
     owners: list[int] = []
     for number, text in enumerate(texts):
@@ -40,4 +45,6 @@ def embed(texts: list[str], name: str = "embedded") -> np.ndarray:
     vectors = load_embedder(name).encode(parts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
     sums = np.zeros((len(texts), vectors.shape[1]))
     np.add.at(sums, owners, vectors)
-    return sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    vectors = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    vectors.flags.writeable = False
+    return vectors

@@ -15,6 +15,8 @@ LEVEL = 0.95
 # Points by which kinds of question that the sample happens to miss may differ from those it has (see `bounds`).
 UNSEEN_CHANGE = 10.0
 UNSEEN_SCORE = 40.0
+NEAR_LIMIT = 12.0  # points from 0 or 100 within which mean scores of training seeds are skewed
+SKEWED_SEEDS_LEVEL = 0.99  # of the t interval over seeds there
 
 
 @dataclass(frozen=True)
@@ -49,31 +51,43 @@ def question_means(values: Sequence[float | None], questions: Sequence[str]) -> 
     return {question: float(np.mean(group)) for question, group in groups.items()}
 
 
-def of_changes(changes: np.ndarray, level: float = LEVEL) -> Interval | None:
+def near_limit(means: np.ndarray) -> np.ndarray:
+    """Whether any of some cycles' mean scores (last axis) lies near an end of the scale."""
+    return np.asarray((np.min(means, -1) < NEAR_LIMIT) | (np.max(means, -1) > 100 - NEAR_LIMIT))
+
+
+def of_changes(changes: np.ndarray, skewed: bool = False, level: float = LEVEL) -> Interval | None:
     """Interval of a mean change, or of any other contrast of cycles.
 
     Args:
         changes: shape (seeds, questions), one contrast for each; a question that misses in any seed (nan) is dropped from all.
+        skewed: whether a cycle's mean lies near an end of the scale (`near_limit`).
     """
     complete = changes[:, ~np.isnan(changes).any(0)]
     n_seeds, n_questions = complete.shape
     if n_questions == 0:
         return None
-    mean, low, high = bounds(complete, level)
+    mean, low, high = bounds(complete, level, skewed=np.asarray(skewed))
     return Interval(float(mean), float(low), float(high), n_seeds if n_seeds > 1 else n_questions)
 
 
 def bounds(
-    x: np.ndarray, level: float = LEVEL, limits: tuple[float, float] = (-100.0, 100.0), unseen: float = UNSEEN_CHANGE
+    x: np.ndarray,
+    level: float = LEVEL,
+    limits: tuple[float, float] = (-100.0, 100.0),
+    unseen: float = UNSEEN_CHANGE,
+    skewed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, low and high of `x` with shape (..., seeds, questions), over both last axes; NumPy arrays of shape (...).
 
     One seed: the t interval over questions, reaching further on the side of their skew, since changes near 0 or 100 are skewed
     (first-order correction of Johnson 1978, J. Am. Stat. Assoc. 73:536; Chen 1995, 90:767). Several seeds: seeds and questions
     are crossed samples; the variances of their means are added, with Satterthwaite's degrees of freedom, and the interval is
-    never narrower than the t interval over seeds alone. Nor is it ever narrower than ±3 / questions * `unseen`: what n
-    questions have not shown may still hold for 3 in n (the rule of three), and answers that all score 0 are no proof of 0. A
-    single question says nothing about others: the interval is all of `limits`, to which every interval is cut.
+    never narrower than the t interval over seeds alone, a 99 % one where the scores are `skewed` (shape (...), `near_limit`):
+    there a minority of seeds may carry the whole change, and a few seeds show nothing of it. Nor is it ever narrower than
+    ±3 / questions * `unseen`: what n questions have not shown may still hold for 3 in n (the rule of three), and answers that
+    all score 0 are no proof of 0. A single question says nothing about others: the interval is all of `limits`, to which every
+    interval is cut.
     """
     from scipy.special import stdtrit
 
@@ -95,6 +109,7 @@ def bounds(
         lean = third / np.where(variance > 0, variance, 1.0) * (1 + 2 * t**2) / 6
         low, high = np.minimum(low, mean - t * error + lean), np.maximum(high, mean + t * error + lean)
     if n_seeds > 1:
-        over_seeds = stdtrit(n_seeds - 1, 0.5 + level / 2) * np.sqrt(of_seeds)
+        levels = np.where(False if skewed is None else skewed, max(level, SKEWED_SEEDS_LEVEL), level)
+        over_seeds = stdtrit(n_seeds - 1, 0.5 + levels / 2) * np.sqrt(of_seeds)
         low, high = np.minimum(low, mean - over_seeds), np.maximum(high, mean + over_seeds)
     return mean, np.maximum(low, limits[0]), np.minimum(high, limits[1])

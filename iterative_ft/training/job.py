@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.child import run_isolated
+from iterative_ft.device import freed_memory_kept
 from iterative_ft.policy import quiet_transformers
 from iterative_ft.store import read_jsonl
 
@@ -54,7 +55,8 @@ def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) ->
     """
     started = time.monotonic()
     if job.device == "cpu" and job.n_processes == 1:
-        result = train_here(asdict(job), on_step)
+        with freed_memory_kept():
+            result = train_here(asdict(job), on_step)
     else:
         result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
     shutil.rmtree(Path(job.out, CHECKPOINTS), ignore_errors=True)
