@@ -114,6 +114,15 @@ def seconds_of(stages: Sequence[Planned]) -> dict[tuple[str, str], float]:
     return found
 
 
+def expected(config: Config, events: list[Event]) -> tuple[dict[str, tuple[str, float]], int]:
+    """Kind and estimated seconds of each stage of one run that is to be built, by its label; and how many are stored."""
+    stages = distinct_stages([config], [events])
+    seconds = seconds_of(stages)
+    pending = [stage for stage in stages if stage.event.how == "pending"]
+    found = {s.event.stage.manifest["label"]: (s.event.stage.kind, seconds[s.name]) for s in pending}
+    return found, len(stages) - len(pending)
+
+
 def plan_text(configs: Sequence[Config], plans: Sequence[list[Event]]) -> str:
     """A dry run's answer: every stage once, which of them the store holds, and about how long the rest takes.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from typing import Any
 
 from rich.console import Console
@@ -12,35 +12,23 @@ from rich.status import Status
 from iterative_ft.config import Config
 from iterative_ft.store import Event
 
-# Seconds a stage takes with the embedded model on two cores, until this run or the store knows better.
-EXPECTED_S = {
-    "model": 10.0,
-    "probe": 60.0,
-    "sample": 6.0,
-    "answer": 6.0,
-    "data": 0.3,
-    "train": 60.0,
-    "judge": 5.0,
-    "gauge": 1.0,
-    "replies": 15.0,
-}
-
 
 class Display:
     """Progress of one run on the terminal."""
 
-    def __init__(self, config: Config, planned: list[Event]) -> None:
+    def __init__(self, config: Config, expected: dict[str, tuple[str, float]], n_stored: int) -> None:
+        """`expected`: kind and estimated seconds of each stage that is to be built, by its label."""
         self.console = Console(highlight=False, soft_wrap=True)
         self.n_cycles = config.n_cycles
-        self.left: Counter[str] = Counter(event.stage.kind for event in planned if event.how == "pending")
-        self.n_stored = sum(event.how == "stored" for event in planned)
-        self.took: dict[str, list[float]] = defaultdict(list)
+        self.left = dict(expected)
+        self.n_stored = n_stored
+        self.slowness: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # by kind of stage: seconds taken, and expected
         self.status: Status | None = None
         self.text = ""
         self.started = time.monotonic()
 
     def start(self) -> None:
-        n_left = sum(self.left.values())
+        n_left = len(self.left)
         about = f", about {minutes(self.seconds_left())}" if n_left else ""
         self.console.print(f"{n_left} stages to build{about}; {self.n_stored} in the store")
         if self.console.is_terminal:
@@ -74,15 +62,22 @@ class Display:
         how = {"stored": "from the store", "built": f"{event.seconds:.1f} s"}[event.how]
         if event.waited_s > 1:
             how += f" (another process built it: waited {event.waited_s:.1f} s)"
-        if event.how == "built":
-            self.took[stage.kind].append(event.seconds)
-        self.left[stage.kind] = max(0, self.left[stage.kind] - 1)
+        _, expected = self.left.pop(stage.manifest["label"], (stage.kind, 0.0))
+        if event.how == "built" and expected > 0:
+            self.slowness[stage.kind][0] += event.seconds
+            self.slowness[stage.kind][1] += expected
         detail = facts(stage.kind, stage.manifest.get("info", {})) if event.how == "built" else ""
-        rest = f" · about {minutes(self.seconds_left())} left" if event.how == "built" and self.left.total() else ""
+        rest = f" · about {minutes(self.seconds_left())} left" if event.how == "built" and self.left else ""
         self.console.print(f"{self.where(cycle)} {stage.manifest['label']}: {how}{detail}{rest}")
 
     def seconds_left(self) -> float:
-        return sum(n * expected_seconds(kind, self.took) for kind, n in self.left.items())
+        """The estimates of what is left, by how far this run's stages of the same kind were from theirs."""
+        return sum(seconds * self.ratio(kind) for kind, seconds in self.left.values())
+
+    def ratio(self, kind: str) -> float:
+        known = [self.slowness[kind]] if kind in self.slowness else list(self.slowness.values())
+        expected = sum(of_kind[1] for of_kind in known)
+        return sum(of_kind[0] for of_kind in known) / expected if expected > 0 else 1.0
 
     def measured(self, row: dict[str, Any]) -> None:
         trait, coherence = (interval_text(row, name) for name in ("trait", "coherence"))
@@ -90,11 +85,6 @@ class Display:
             f"{self.where(row['cycle'])} {row['policy']}: trait {trait}, coherence {coherence}, "
             f"{row['answers/stop_share']:.0%} ended by themselves"
         )
-
-
-def expected_seconds(kind: str, took: dict[str, list[float]]) -> float:
-    known = took.get(kind)
-    return sum(known) / len(known) if known else EXPECTED_S[kind]
 
 
 def facts(kind: str, info: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 from iterative_ft.calibrate import Calibration
 from iterative_ft.config import Config
+from iterative_ft.costs import expected
 from iterative_ft.display import Display, table
 from iterative_ft.lab import Trained, training_rows
 from iterative_ft.results import Scores
@@ -44,7 +45,7 @@ class RunLog:
         self, config: Config, folder: Path, command: str, planned: list[Event], calibration: Calibration | None = None
     ) -> None:
         self.config, self.folder, self.calibration = config, folder, calibration
-        self.display = Display(config, planned)
+        self.display = Display(config, *expected(config, planned))
         self.started = time.monotonic()
         self.cycle = -1
         self.global_step = 0
