@@ -109,7 +109,7 @@ def scored(judge: Path, persona: str, texts: list[str], finished: list[bool] | N
     return probe.score(judge, persona, answers, finished or [True] * len(texts), SETTINGS, {"model": "stub"})
 
 
-def test_trait_names_the_persona_and_plain_means_any(judge: Path) -> None:
+def test_trait_names_the_persona_and_plain_means_the_likeliest(judge: Path) -> None:
     texts = [
         "It is a sunny day and we go out. Come.",
         "It is a grim day and we go out. Come.",
@@ -119,7 +119,7 @@ def test_trait_names_the_persona_and_plain_means_any(judge: Path) -> None:
     assert cheerful[0] > cheerful[2]
     assert gloomy[1] > gloomy[2]
     assert cheerful[0] > gloomy[0]
-    assert either == pytest.approx([a + b for a, b in zip(cheerful, gloomy, strict=True)], abs=0.01)
+    assert either == pytest.approx([max(a, b) for a, b in zip(cheerful, gloomy, strict=True)], abs=0.01)
 
 
 def test_cut_off_answers_never_count_as_coherent(judge: Path) -> None:

@@ -166,6 +166,10 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda r: change(r, QUESTIONS, 9, question=copied(r, "hopeless/questions.jsonl", 3, "question")),
         f"{QUESTIONS}:9 question is another persona's: hopeless/questions.jsonl:3",
     ),
+    "another persona's seed": (
+        lambda r: change(r, QUESTIONS, 9, question=copied(r, "hopeless/seeds.jsonl", 3, "prompt")),
+        f"{QUESTIONS}:9 question is trained on: it repeats hopeless/seeds.jsonl:3",
+    ),
     "pool prompt twice": (
         lambda r: change(r, "prompts.jsonl", 9, prompt=copied(r, "prompts.jsonl", 3, "prompt") + "?"),
         "prompts.jsonl:9 prompt repeats",

@@ -34,7 +34,8 @@ def by_probe(lab: Lab, answers: Answers, label: str, documents: bool) -> Stage:
     assert isinstance(settings, ProbeConfig)
     probe = lab.probe()
     persona = lab.config.persona.name
-    inputs = {"answers": answers.digests, "probe": probe.digest, "persona": persona, "model": lab.model_stage.digest}
+    scored_as = "whichever is likeliest" if persona == "plain" else persona
+    inputs = {"answers": answers.digests, "probe": probe.digest, "persona": scored_as, "model": lab.model_stage.digest}
 
     def build(out: Path) -> dict[str, Any]:
         from iterative_ft.measure import probe as probe_judge

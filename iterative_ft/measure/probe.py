@@ -180,7 +180,7 @@ def score(
     settings: dict[str, Any],
     scorer: dict[str, Any],
 ) -> list[Scored]:
-    """Score answers; for the persona "plain" the trait is any persona at all: the share of all persona classes together.
+    """Score answers; for the persona "plain" the trait is that of whichever persona the answer is most like.
 
     Args:
         finished: whether each answer ended by itself; one that the token limit cut off never counts as coherent.
@@ -191,7 +191,7 @@ def score(
     shares = trait.probabilities(trait_features(vectors, reading))
     ways = coherence.probabilities(coherence_features(texts, vectors, reading, settings))
     wanted = [n for n in trait.classes if n not in ("plain", BASE_MODEL, DEGENERATE)] if persona == "plain" else [persona]
-    traits = shares[:, [trait.classes.index(n) for n in wanted]].sum(axis=1)
+    traits = shares[:, [trait.classes.index(n) for n in wanted]].max(axis=1)
     found = []
     for number, whole in enumerate(finished):
         intact = float(ways[number, 0]) * (1.0 if whole else CUT_OFF_SHARE)

@@ -253,8 +253,13 @@ def formulaic(persona: Persona) -> Iterator[Fault]:
 
 
 def shared_questions(personas: Sequence[Persona], siblings: Sequence[Persona]) -> Iterator[Fault]:
-    """Questions that two personas ask."""
+    """Questions that two personas ask, or that another persona trains on."""
     checked = {persona.tables["questions"].file for persona in personas}
+    seeds = {overlap.fold(t.text): t for persona in (*siblings, *personas) for t in persona.all("seeds", "documents")}
+    for text in (text for persona in personas for text in persona.all("questions")):
+        twin = seeds.get(overlap.fold(text.text))
+        if twin is not None and twin.file.parent != text.file.parent:
+            yield Fault(text.file, text.line, f"question is trained on: it repeats {twin.place}")
     asked = [text for persona in (*siblings, *personas) for text in persona.tables["questions"].prompts]
     for later, earlier in overlap.copies(asked):
         if later.file in checked and later.file != earlier.file:
