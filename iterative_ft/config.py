@@ -24,6 +24,7 @@ from iterative_ft.training.trl_keys import TRL_KEYS
 CONF = Path(__file__).resolve().parent.parent / "conf"
 Precision = Literal["bfloat16", "float32"]
 PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=0, le=100)]
@@ -151,7 +152,7 @@ class VLLMConfig(Section):
     name: Literal["vllm"]
     dtype: Literal["auto"] | Precision
     max_model_len: PositiveInt
-    kv_cache_gib: PositiveInt
+    kv_cache_gib: PositiveFloat
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
     tensor_parallel_size: PositiveInt
     enforce_eager: bool

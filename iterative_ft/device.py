@@ -47,6 +47,7 @@ def freed_memory_kept() -> Iterator[None]:
         yield
         return
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    gc.collect()  # trainers and adapters hold themselves in cycles
     malloc_trim(0)
     mallopt(m_mmap_threshold, 32 * 2**20)  # the most that it takes
     mallopt(m_trim_threshold, 2**31 - 1)
@@ -54,5 +55,5 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         mallopt(m_trim_threshold, 64 * 2**20)
-        gc.collect()  # trainers hold themselves in cycles
+        gc.collect()
         malloc_trim(0)

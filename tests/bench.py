@@ -75,6 +75,7 @@ def sampling(sampler: Any, model: Path, config: Any, requests: list[Any], params
         dtype=served_dtype(settings.dtype, "cpu"),
         max_model_len=settings.max_model_len,
         enforce_eager=settings.enforce_eager,
+        kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
         enable_prefix_caching=False,  # the prompts come again in each round, and the sampler empties its cache too
         use_tqdm_on_load=False,
     )

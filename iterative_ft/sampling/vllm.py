@@ -34,10 +34,10 @@ class VLLMSampler:
         self.asleep = False
 
     def start(self, base: Policy) -> None:
-        set_environment(self.device, self.settings.kv_cache_gib)
+        set_environment(self.device)
         from vllm import LLM
 
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30)}
         if self.device == "cuda":
             options = {
                 "enable_lora": True,
@@ -186,13 +186,12 @@ def completion(ids: list[int], finish_reason: str | None, end_ids: list[int]) ->
     return Completion(ids, "length" if finish_reason == "length" else "string")
 
 
-def set_environment(device: str, kv_cache_gib: int) -> None:
+def set_environment(device: str) -> None:
     """vLLM is configured by environment variables, read when it is imported; what the user set stays."""
     for name, value in (("VLLM_NO_USAGE_STATS", "1"), ("VLLM_LOGGING_LEVEL", "ERROR")):
         os.environ.setdefault(name, value)
     if device == "cpu":
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
         os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
 
