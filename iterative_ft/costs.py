@@ -19,19 +19,19 @@ from iterative_ft.store import Event
 # Seconds a piece with the embedded model on two cores: (kind, method) -> (once a stage, an answer or example).
 # A piece of "model" and "probe" is the whole stage. Long documents (sdf) are scaled from chats by their tokens.
 PARTS: dict[tuple[str, str], tuple[float, float]] = {
-    ("model", ""): (10.0, 0.0),
-    ("probe", ""): (60.0, 0.0),
-    ("data", ""): (0.3, 0.0),
-    ("sample", "sft"): (0.5, 0.17),
-    ("sample", "dpo"): (0.5, 0.17),
+    ("model", ""): (20.0, 0.0),
+    ("probe", ""): (75.0, 0.0),
+    ("data", ""): (0.1, 0.0),
+    ("sample", "sft"): (0.5, 0.28),
+    ("sample", "dpo"): (0.5, 0.28),
     ("sample", "sdf"): (0.5, 0.9),
-    ("answer", ""): (0.5, 0.17),
-    ("judge", ""): (1.0, 0.1),
-    ("gauge", ""): (0.5, 0.01),
+    ("answer", ""): (0.5, 0.33),
+    ("judge", ""): (1.0, 0.07),
+    ("gauge", ""): (0.1, 0.0),
     ("replies", ""): (1.0, 0.2),
     ("train", "sft"): (5.0, 0.95),
     ("train", "sdf"): (5.0, 3.0),
-    ("train", "dpo"): (7.0, 2.1),
+    ("train", "dpo"): (7.0, 1.15),
 }
 OTHER_S = 5.0  # a stage of any other kind
 ENGINE_START_S = 15.0

@@ -75,9 +75,8 @@ class Display:
         return sum(seconds * self.ratio(kind) for kind, seconds in self.left.values())
 
     def ratio(self, kind: str) -> float:
-        known = [self.slowness[kind]] if kind in self.slowness else list(self.slowness.values())
-        expected = sum(of_kind[1] for of_kind in known)
-        return sum(of_kind[0] for of_kind in known) / expected if expected > 0 else 1.0
+        took, expected = self.slowness.get(kind, (1.0, 1.0))
+        return took / expected
 
     def measured(self, row: dict[str, Any]) -> None:
         trait, coherence = (interval_text(row, name) for name in ("trait", "coherence"))
