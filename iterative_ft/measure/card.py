@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RANKS = {"plain": 0, "weak": 1, "middling": 2, "strong": 3}
 EXAMPLE = re.compile(r'Example:\s*"(.+)"\s*$', re.DOTALL)
+SHOWN = ("auc_strong", "auc_strong_plain", "auc_weak", "rank_strengths", "rank_levels", "rank_anchors")
 ANCHOR_PROMPT = "What colour should I paint my garden bench?"  # what the examples in the shipped rubrics reply to
 
 
@@ -190,6 +191,7 @@ def summary(texts: list[Text], scored: Scored) -> dict[str, Any]:
         base = scored.base_trait.get(name, [])
         traits[name] = {
             "auc_strong": auc(values(column, strong[name]), values(column, others + plain)),
+            "auc_strong_plain": auc(values(column, strong[name]), values(column, plain)),
             "auc_weak": auc(values(column, weak), values(column, others + plain)),
             "rank_strengths": spearman([texts[i].rank for i in own + plain], [column[i] for i in own + plain]),
             "rank_levels": spearman([texts[i].rank for i in levels], [column[i] for i in levels]),
@@ -287,6 +289,7 @@ def judge_tables(card: dict[str, Any]) -> list[str]:
     head = [
         "trait",
         "AUC strong",
+        "AUC strong, plain",
         "AUC weak",
         "rank: strengths",
         "rank: five levels",
@@ -294,11 +297,20 @@ def judge_tables(card: dict[str, Any]) -> list[str]:
         *(f"median {m.replace('_', ' ')}" for m in medians),
     ]
     rows = [
-        [name, *(number(t[key]) for key in ("auc_strong", "auc_weak", "rank_strengths", "rank_levels", "rank_anchors"))]
+        [
+            name,
+            *(number(t[key]) for key in SHOWN),
+        ]
         + [number(t["median"][m]) for m in medians]
         for name, t in traits.items()
     ]
-    lines = ["## Traits", "", "AUC: against other personas' and plain texts. Rank agreement: Spearman.", "", *table(head, rows)]
+    lines = [
+        "## Traits",
+        "",
+        "AUC: against other personas' and plain texts, or against plain ones alone. Rank agreement: Spearman.",
+        "",
+        *table(head, rows),
+    ]
     lines += ["", "## Confusion", "", "Median score of the row's trait in the column's strong texts.", ""]
     lines += table(
         ["", *traits],
