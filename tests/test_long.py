@@ -85,8 +85,9 @@ def contents(store: Path) -> dict[str, str]:
 
 
 def results(folder: Path) -> Any:
-    """What a run found, without times."""
-    return without_times(read_json(folder / "result.json"))
+    """What a run found, without times, and without whether a stage was built or found: the rest of a killed run's is found."""
+    found = without_times(read_json(folder / "result.json"))
+    return {**found, "stages": [{**stage, "how": None} for stage in found["stages"]]}
 
 
 def without_times(value: Any) -> Any:
