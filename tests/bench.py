@@ -53,14 +53,12 @@ def bench(folder: Path) -> None:
     prompts = files.pool("prompts", "shipped", "prompt")[:N_PROMPTS]
     requests = [Request(codec.chat_prompt(text), seed) for seed, text in enumerate(prompts)]
     params = Params(temperature=0.8, top_p=1.0, max_new_tokens=N_TOKENS, end_ids=[], stop=[])
-    sampling(sampler, model, config, requests, params)
-
     for method in ("sft", "dpo"):
         adapter = training(folder, model, method, codec, config)
     policy = policy_of(model, adapter)
     for name, target in (("policy", policy), ("base again", base)):
         print(f"load           {timed(lambda target=target: sampler.load(target)):7.1f} s  {name}")  # type: ignore[misc]
-    sampler.close()
+    sampling(sampler, model, config, requests, params)  # last: two engines of one process share what either shuts down
 
 
 def sampling(sampler: Any, model: Path, config: Any, requests: list[Any], params: Any) -> None:
@@ -106,7 +104,6 @@ def sampling(sampler: Any, model: Path, config: Any, requests: list[Any], params
         ratio = statistics.median(a / b for a, b in zip(found, speeds["bare LLM"], strict=True))
         rounds = ", ".join(f"{x:.0f}" for x in found)
         print(f"sampling       {statistics.median(found):7.0f} tokens/s  {name} (rounds {rounds}), {ratio:.0%} of bare LLM")
-    bare.llm_engine.engine_core.shutdown()
 
 
 def training(folder: Path, model: Path, method: str, codec: Any, config: Any) -> Path:
