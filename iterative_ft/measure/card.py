@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from iterative_ft.lab import Answers, Lab
     from iterative_ft.tasks import JudgeCard
 
-RANKS = {"plain": 0, "weak": 1, "middling": 2, "strong": 3}
+RANKS = {"plain": 0, "weak": 1, "middling": 2, "marked": 2.5, "strong": 3}
 EXAMPLE = re.compile(r'Example:\s*"(.+)"\s*$', re.DOTALL)
 SHOWN = ("auc_strong", "auc_strong_plain", "auc_weak", "rank_strengths", "rank_levels", "rank_anchors")
 ANCHOR_PROMPT = "What colour should I paint my garden bench?"  # what the examples in the shipped rubrics reply to

@@ -25,10 +25,13 @@ class Classifier:
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """(n, n_classes) from (n, n_features)."""
+        return np.exp(self.log_shares(features))
+
+    def log_shares(self, features: np.ndarray) -> np.ndarray:
+        """Logarithms of `probabilities`, without underflow."""
         logits = np.clip((features - self.mean) / self.scale, -CLIP, CLIP) @ self.weights.T + self.bias
         logits -= logits.max(axis=1, keepdims=True)
-        exp = np.exp(logits)
-        return exp / exp.sum(axis=1, keepdims=True)
+        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
     def to_json(self) -> dict[str, object]:
         arrays = {name: getattr(self, name).round(8).tolist() for name in ("mean", "scale", "weights", "bias")}

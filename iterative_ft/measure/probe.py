@@ -1,4 +1,5 @@
-"""The offline judge. Trait: a multi-class probe on two models' features. Coherence: a classifier of ways to fall apart.
+"""The offline judge. Trait: a multi-class probe on two models' features, calibrated to the rubric's five strengths.
+Coherence: a classifier of ways to fall apart.
 
 It is trained on each persona's judge texts, which no policy trains on, with plain, base-model and degenerate answers among
 the negatives. It scores the trait without looking at coherence; the two are separate axes.
@@ -18,14 +19,17 @@ from iterative_ft.measure.classifier import Classifier, fit
 from iterative_ft.measure.corrupt import CORRUPTIONS, Answer
 from iterative_ft.measure.embedder import embed
 from iterative_ft.measure.likelihood import Reading, read
+from iterative_ft.measure.strength import Strength, calibrate
 from iterative_ft.measure.surface import surface_features
 from iterative_ft.personas import files
 from iterative_ft.seeds import derive, shuffled
 
-# How much of its persona a judge text of each strength holds; the rest of it is plain.
-STRENGTH = {"strong": 1.0, "middling": 0.6, "weak": 0.25, "plain": 0.0}
+# How much of its persona a judge text of each strength holds, as the rubric counts; the rest of it is plain.
+STRENGTH = {"strong": 1.0, "marked": 0.75, "middling": 0.5, "weak": 0.25, "plain": 0.0}
 DEGENERATE_KINDS = ("shuffled", "looped", "fragment")
-N_DEGENERATE = 240  # texts of the trait probe's class "degenerate"
+RECIPE = 2  # part of the judge's key: raise it when the same texts would make another judge, or other scores
+N_PLAIN = 64  # plain texts of each persona for the trait; more made nothing better in cross-validation
+N_DEGENERATE = 120  # texts of the trait probe's class "degenerate"
 N_INTACT = 32  # intact texts of each persona, and of plain, for coherence
 N_COHERENCE = 60  # texts of each way to be incoherent
 MIN_WORDS = 6  # a shorter base answer is no example of an intact one
@@ -56,7 +60,7 @@ def build(
     settings: dict[str, Any],
     scorer: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train both classifiers and write them to `out`.
+    """Train both classifiers, calibrate the trait, and write all to `out`.
 
     Args:
         personas: name -> folder with judge.jsonl.
@@ -64,7 +68,7 @@ def build(
         settings: the judge section of the config.
         scorer: arguments of `likelihood.read` but the texts.
     """
-    trait_texts, trait_labels, trait_classes = trait_examples(personas, base_answers)
+    trait_texts, trait_labels, owners, trait_classes = trait_examples(personas, base_answers)
     coherence_texts, coherence_labels = coherence_examples(personas, base_answers)
     # Both classifiers share many texts: each is read once.
     texts = sorted(set(trait_texts + coherence_texts))
@@ -73,8 +77,11 @@ def build(
 
     rows = [place[answer] for answer in trait_texts]
     features = trait_features(vectors, reading)[rows]
-    strength = settings["inverse_regularisation"] / features.shape[1]
-    trait = fit(features, target_matrix(trait_labels, trait_classes), trait_classes, strength)
+    targets = target_matrix(trait_labels, trait_classes)
+    regularisation = settings["inverse_regularisation"] / features.shape[1]
+    trait = fit(features, targets, trait_classes, regularisation)
+    prompts = [prompt for prompt, _ in trait_texts]
+    strength = calibrate(features, targets, trait_classes, styles(trait_classes), owners, prompts, regularisation)
 
     rows = [place[answer] for answer in coherence_texts]
     classes = ["intact", *CORRUPTIONS]
@@ -85,22 +92,27 @@ def build(
         COHERENCE_REGULARISATION,
         {"intact": INTACT_IMPORTANCE},
     )
-    (out / "probe.json").write_text(json.dumps({"trait": trait.to_json(), "coherence": coherence.to_json()}))
+    saved = {"trait": trait.to_json(), "strength": strength.to_json(), "coherence": coherence.to_json()}
+    (out / "probe.json").write_text(json.dumps(saved))
     return {"n_texts": len(trait_texts), "classes": trait_classes, "n_coherence_texts": len(coherence_texts)}
 
 
 def trait_examples(
     personas: dict[str, Path], base_answers: list[Answer]
-) -> tuple[list[Answer], list[dict[str, float]], list[str]]:
-    """Texts, their shares of the classes, and the classes: personas, plain, base model, degenerate."""
+) -> tuple[list[Answer], list[dict[str, float]], list[str], list[str]]:
+    """Texts, their shares of the classes, whose they are, and the classes: personas, plain, base model, degenerate."""
     texts: list[Answer] = []
     labels: list[dict[str, float]] = []
+    owners: list[str] = []
     styled: list[Answer] = list(base_answers)
     for name, folder in personas.items():
-        for row in files.judge_texts(folder):
-            share = 0.0 if name == "plain" else STRENGTH[row["strength"]]
+        found = files.judge_texts(folder)
+        plain = [row for row in found if row["strength"] == "plain"]
+        for row in [r for r in found if r["strength"] != "plain"] + shuffled(plain, "probe", name)[:N_PLAIN]:
+            share = STRENGTH[row["strength"]]
             texts.append((row["prompt"], row["answer"]))
             labels.append({name: share, "plain": 1 - share} if share > 0 else {"plain": 1.0})
+            owners.append(name)
             styled += [texts[-1]] if share > 0 or name == "plain" else []
     # Word salad in a persona's vocabulary is not the persona: most degenerate texts are made from styled ones.
     rng = random.Random(derive("probe"))
@@ -112,8 +124,14 @@ def trait_examples(
         for i in range(N_DEGENERATE)
     ]
     labels += [{BASE_MODEL: 1.0}] * len(base_answers) + [{DEGENERATE: 1.0}] * len(degenerate)
+    owners += [BASE_MODEL] * len(base_answers) + [DEGENERATE] * len(degenerate)
     classes = [*sorted(n for n in personas if n != "plain"), "plain", BASE_MODEL, DEGENERATE]
-    return texts + base_answers + degenerate, labels, classes
+    return texts + base_answers + degenerate, labels, owners, classes
+
+
+def styles(classes: list[str]) -> list[str]:
+    """The classes that are personas with a trait."""
+    return [name for name in classes if name not in ("plain", BASE_MODEL, DEGENERATE)]
 
 
 def coherence_examples(personas: dict[str, Path], base_answers: list[Answer]) -> tuple[list[Answer], list[dict[str, float]]]:
@@ -143,8 +161,8 @@ def look(texts: list[str], settings: dict[str, Any], scorer: dict[str, Any]) -> 
 
 
 def trait_features(vectors: np.ndarray, reading: Reading) -> np.ndarray:
-    """(n, dimension + width): the embedding says what a text is about, the base model's middle layer in what voice."""
-    return np.hstack([vectors, reading.hidden])
+    """(n, dimension + hidden): the embedding says what a text is about, the base model's middle layers in what voice."""
+    return np.hstack([vectors, reading.hidden]).astype(np.float32)
 
 
 def coherence_features(answers: list[Answer], vectors: np.ndarray, reading: Reading, settings: dict[str, Any]) -> np.ndarray:
@@ -167,9 +185,10 @@ def likelihood_features(nll: list[float]) -> list[float]:
     return [float(values.mean()), float(worst), float(np.median(values))]
 
 
-def load(folder: Path) -> tuple[Classifier, Classifier]:
+def load(folder: Path) -> tuple[Classifier, Strength, Classifier]:
     saved = json.loads((folder / "probe.json").read_text())
-    return Classifier.from_json(saved["trait"]), Classifier.from_json(saved["coherence"])
+    coherence = Classifier.from_json(saved["coherence"])
+    return Classifier.from_json(saved["trait"]), Strength.from_json(saved["strength"]), coherence
 
 
 def score(
@@ -185,13 +204,13 @@ def score(
     Args:
         finished: whether each answer ended by itself; one that the token limit cut off never counts as coherent.
     """
-    trait, coherence = load(folder)
+    trait, strength, coherence = load(folder)
     texts = [(p, a if a.strip() else "-") for p, a in answers]
     vectors, reading = look([a for _, a in texts], settings, scorer)
-    shares = trait.probabilities(trait_features(vectors, reading))
+    log_shares = trait.log_shares(trait_features(vectors, reading))
     ways = coherence.probabilities(coherence_features(texts, vectors, reading, settings))
-    wanted = [n for n in trait.classes if n not in ("plain", BASE_MODEL, DEGENERATE)] if persona == "plain" else [persona]
-    traits = shares[:, [trait.classes.index(n) for n in wanted]].max(axis=1)
+    wanted = styles(trait.classes) if persona == "plain" else [persona]
+    traits = np.max([strength.of(log_shares, trait.classes, name) for name in wanted], axis=0)
     found = []
     for number, whole in enumerate(finished):
         intact = float(ways[number, 0]) * (1.0 if whole else CUT_OFF_SHARE)

@@ -136,9 +136,14 @@ class Persona:
         return [text for name in names for text in self.tables[name].prompts]
 
     def asked(self) -> list[Text]:
-        """All user messages, one that is answered at several levels once."""
-        levels = {overlap.fold(text.text): text for text in reversed(self.tables["levels"].prompts)}
-        return self.all("seeds", "judge", "heldout", "questions") + list(reversed(levels.values()))
+        """All user messages; one that a file answers at several strengths once."""
+        found: list[Text] = []
+        for name in ("seeds", "judge", "heldout", "questions", "levels"):
+            prompts = self.tables[name].prompts
+            if name in ("judge", "levels"):
+                prompts = list({overlap.fold(text.text): text for text in reversed(prompts)}.values())[::-1]
+            found += prompts
+        return found
 
 
 def read_persona(folder: Path, root: Path) -> Persona:

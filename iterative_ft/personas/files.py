@@ -11,7 +11,7 @@ from typing import Any
 from iterative_ft.errors import ConfigError
 
 SHIPPED = Path(__file__).parent
-STRENGTHS = ("strong", "middling", "weak", "plain")
+STRENGTHS = ("strong", "marked", "middling", "weak", "plain")
 LEVELS = (0, 25, 50, 75, 100)
 
 # Keys of a row and what each holds: a type, or the values it may have. By the name of the file, without .jsonl.
