@@ -5,6 +5,7 @@ Errors are one line and exit code 2, before a run folder is made or a model libr
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -255,9 +256,12 @@ def prepare_libraries() -> None:
         ("TOKENIZERS_PARALLELISM", "false"),
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("TQDM_DISABLE", "1"),  # a run has a display of its own
+        ("TORCH_CPP_LOG_LEVEL", "ERROR"),
         ("PYTHONWARNINGS", "ignore"),
         ("TRL_EXPERIMENTAL_SILENCE", "1"),
     ):
         os.environ.setdefault(name, value)
+    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # warns that there is no Triton on a CPU
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning)

@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -40,20 +41,35 @@ def freed_memory_kept() -> Iterator[None]:
 
     Left alone it returns large tensors to the kernel, which zeroes them anew: a sixth of a training step's time on a CPU.
     """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
-    except (OSError, AttributeError):  # no glibc
+    libc = glibc()
+    if libc is None:
         yield
         return
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     gc.collect()  # trainers and adapters hold themselves in cycles
-    malloc_trim(0)
-    mallopt(m_mmap_threshold, 32 * 2**20)  # the most that it takes
-    mallopt(m_trim_threshold, 2**31 - 1)
+    libc.malloc_trim(0)
+    libc.mallopt(m_mmap_threshold, 32 * 2**20)  # the most that it takes
+    libc.mallopt(m_trim_threshold, 2**31 - 1)
     try:
         yield
     finally:
-        mallopt(m_trim_threshold, 64 * 2**20)
+        libc.mallopt(m_trim_threshold, 64 * 2**20)
         gc.collect()
-        malloc_trim(0)
+        libc.malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Give what is free back to the kernel, holes between tensors included: batches of many lengths leave ever more of them."""
+    libc = glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
+@cache
+def glibc() -> ctypes.CDLL | None:
+    """The C library, where it is one that can be told about memory."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return libc if libc.mallopt and libc.malloc_trim else None
+    except (OSError, AttributeError):
+        return None

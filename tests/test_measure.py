@@ -15,7 +15,8 @@ import pytest
 from iterative_ft.measure import probe
 from iterative_ft.measure.classifier import CLIP, Classifier, fit
 from iterative_ft.measure.corrupt import CORRUPTIONS
-from iterative_ft.measure.likelihood import NLL_TOKENS, Reading, read
+from iterative_ft.measure.likelihood import DEPTHS, NLL_TOKENS, Reading, read
+from iterative_ft.measure.strength import Strength, calibrate
 from iterative_ft.measure.surface import surface_features
 from tests.tiny import embedded_model
 
@@ -50,6 +51,50 @@ def test_importance_moves_the_threshold() -> None:
         fit(features, targets, ["a", "b", "c"], 1.0, importance).probabilities(between)[0] for importance in (None, {"a": 5.0})
     )
     assert tilted[0] / tilted[1] > 2 * even[0] / even[1]
+
+
+CLASSES = ["cheerful", "gloomy", "plain", "base_model", "degenerate"]
+
+
+def graded() -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """Features, shares, owners and prompts of texts at five strengths of two personas, and of base and degenerate text."""
+    rng = np.random.default_rng(0)
+    features, targets, owners, prompts = [], [], [], []
+    for number in range(60):
+        for place, name in enumerate(CLASSES[:2]):
+            share = (number % 5) / 4
+            features.append(share * np.eye(4)[place] + rng.normal(0, 0.1, 4))
+            targets.append(share * np.eye(5)[place] + (1 - share) * np.eye(5)[2])
+            owners.append(name)
+            prompts.append(f"{name} {number // 5}")
+    for number in range(40):
+        place = 3 + number % 2
+        features.append(np.eye(4)[place - 1] + rng.normal(0, 0.1, 4))
+        targets.append(np.eye(5)[place])
+        owners.append(CLASSES[place])
+        prompts.append(f"asked {number}")
+    return np.asarray(features), np.asarray(targets), owners, prompts
+
+
+def test_strengths_are_on_the_rubrics_scale() -> None:
+    features, targets, owners, prompts = graded()
+    curve = calibrate(features, targets, CLASSES, CLASSES[:2], owners, prompts, 1.0)
+    log_shares = fit(features, targets, CLASSES, 1.0).log_shares(features)
+    found = curve.of(log_shares, CLASSES, "cheerful")
+    own = np.asarray([owner == "cheerful" for owner in owners])
+    by_strength = [found[own & (targets[:, 0] == share)].mean() for share in (0, 0.25, 0.5, 0.75, 1)]
+    assert by_strength == sorted(by_strength)
+    assert by_strength == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.2)
+    assert np.median(found[~own]) < 0.1, "another persona, base-model and degenerate text must not count as the persona"
+    again = Strength.from_json(json.loads(json.dumps(curve.to_json())))
+    assert np.allclose(again.of(log_shares, CLASSES, "cheerful"), found)
+
+
+def test_a_text_of_another_persona_scores_low_however_unlike_plain_it_is() -> None:
+    curve = Strength(np.array([0.9, 3.5]), 5.7)
+    log_shares = np.log(np.array([[0.04, 0.949, 0.001, 0.005, 0.005], [0.949, 0.04, 0.001, 0.005, 0.005]]))
+    other, own = curve.of(log_shares, CLASSES, "cheerful")
+    assert other < 0.2 < 0.9 < own
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
@@ -145,5 +190,6 @@ def test_the_embedded_model_finds_word_salad_unlikely(embedded_model: Path) -> N
     # Neither padding nor the other texts of a batch change a reading beyond rounding.
     alone = read(["Yes."], str(embedded_model), "cpu")
     assert np.allclose(alone.nll[0], together.nll[2], atol=0.2)
+    assert together.hidden.shape == (3, len(DEPTHS) * 576)
     cosine = alone.hidden[0] @ together.hidden[2] / np.linalg.norm(alone.hidden[0]) / np.linalg.norm(together.hidden[2])
     assert cosine > 0.999

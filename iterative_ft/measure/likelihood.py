@@ -50,7 +50,8 @@ def read_here(texts: list[str], model: str, device_name: str, trust_remote_code:
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     # A newline stands before each text, so that its first word is scored as well.
     encoded = [tokenizer("\n" + text, add_special_tokens=False).input_ids[: READ_TOKENS + 1] for text in texts]
-    order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+    # Longest first: each batch then fits into the memory that the one before it freed.
+    order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     net = cached_base(model, device_name, trust_remote_code)
     nll: list[list[float]] = [[] for _ in texts]
     hidden: list[list[float]] = [[] for _ in texts]
