@@ -15,7 +15,7 @@ import pytest
 from iterative_ft.measure import probe
 from iterative_ft.measure.classifier import CLIP, Classifier, fit
 from iterative_ft.measure.corrupt import CORRUPTIONS
-from iterative_ft.measure.likelihood import DEPTHS, NLL_TOKENS, Reading, read
+from iterative_ft.measure.likelihood import DEPTHS, NLL_TOKENS, nll, states
 from iterative_ft.measure.strength import Strength, calibrate
 from iterative_ft.measure.surface import surface_features
 from tests.tiny import embedded_model
@@ -119,16 +119,22 @@ def stub_embed(texts: list[str], name: str) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def stub_read(texts: list[str], model: str) -> Reading:
-    """Surprise where the letters are in no usual order; no voice."""
-    return Reading([[3.0 if t.endswith(".") else 8.0] * max(1, len(t.split())) for t in texts], np.zeros((len(texts), 2)))
+def stub_nll(texts: list[str], model: str) -> list[list[float]]:
+    """Surprise where the letters are in no usual order."""
+    return [[3.0 if t.endswith(".") else 8.0] * max(1, len(t.split())) for t in texts]
+
+
+def stub_states(texts: list[str], model: str) -> np.ndarray:
+    """No voice."""
+    return np.zeros((len(texts), 2))
 
 
 @pytest.fixture
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A judge trained on two toy personas."""
     monkeypatch.setattr(probe, "embed", stub_embed)
-    monkeypatch.setattr(probe, "read", stub_read)
+    monkeypatch.setattr(probe, "nll", stub_nll)
+    monkeypatch.setattr(probe, "states", stub_states)
     personas = {}
     for name, word in zip(NAMES, ("sunny", "grim", "usual"), strict=True):
         personas[name] = tmp_path / name
@@ -184,12 +190,27 @@ def test_empty_answers_are_scored_as_incoherent(judge: Path) -> None:
 @pytest.mark.slow
 def test_the_embedded_model_finds_word_salad_unlikely(embedded_model: Path) -> None:
     salad = CORRUPTIONS["shuffled"](ANSWER, OTHER, random.Random(0))[1]
-    together = read([ANSWER[1], salad, "Yes."], str(embedded_model), "cpu")
-    assert np.mean(together.nll[1]) > np.mean(together.nll[0]) + 1
-    assert max(len(nll) for nll in together.nll) <= NLL_TOKENS
+    texts = [ANSWER[1], salad, "Yes."]
+    together = nll(texts, str(embedded_model), "cpu")
+    assert np.mean(together[1]) > np.mean(together[0]) + 1
+    assert max(len(found) for found in together) <= NLL_TOKENS
     # Neither padding nor the other texts of a batch change a reading beyond rounding.
-    alone = read(["Yes."], str(embedded_model), "cpu")
-    assert np.allclose(alone.nll[0], together.nll[2], atol=0.2)
-    assert together.hidden.shape == (3, len(DEPTHS) * 576)
-    cosine = alone.hidden[0] @ together.hidden[2] / np.linalg.norm(alone.hidden[0]) / np.linalg.norm(together.hidden[2])
-    assert cosine > 0.999
+    assert np.allclose(nll(["Yes."], str(embedded_model), "cpu")[0], together[2], atol=0.2)
+
+
+@pytest.mark.slow
+def test_middle_states_are_those_of_the_whole_model(embedded_model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    found = states([ANSWER[1], "Yes."], str(embedded_model), "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
+    net = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.float32).eval()
+    for text, mine in zip([ANSWER[1], "Yes."], found, strict=True):
+        ids = tokenizer("\n" + text, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.no_grad():
+            whole = net(input_ids=ids, output_hidden_states=True).hidden_states
+        layers = [whole[int(depth * (len(whole) - 1))][0, 1:].mean(0).numpy() for depth in DEPTHS]
+        theirs = np.concatenate(layers)
+        assert mine.shape == theirs.shape == (len(DEPTHS) * 576,)
+        assert mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs) > 0.999

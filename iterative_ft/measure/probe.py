@@ -18,7 +18,7 @@ import numpy as np
 from iterative_ft.measure.classifier import Classifier, fit
 from iterative_ft.measure.corrupt import CORRUPTIONS, Answer
 from iterative_ft.measure.embedder import embed
-from iterative_ft.measure.likelihood import Reading, read
+from iterative_ft.measure.likelihood import nll, states
 from iterative_ft.measure.strength import Strength, calibrate
 from iterative_ft.measure.surface import surface_features
 from iterative_ft.personas import files
@@ -66,27 +66,20 @@ def build(
         personas: name -> folder with judge.jsonl.
         base_answers: what the untrained model answers; negatives of the trait, intact examples of coherence.
         settings: the judge section of the config.
-        scorer: arguments of `likelihood.read` but the texts.
+        scorer: arguments of `likelihood.states` and `nll` but the texts.
     """
     trait_texts, trait_labels, owners, trait_classes = trait_examples(personas, base_answers)
     coherence_texts, coherence_labels = coherence_examples(personas, base_answers)
-    # Both classifiers share many texts: each is read once.
-    texts = sorted(set(trait_texts + coherence_texts))
-    vectors, reading = look([a for _, a in texts], settings, scorer)
-    place = {answer: number for number, answer in enumerate(texts)}
-
-    rows = [place[answer] for answer in trait_texts]
-    features = trait_features(vectors, reading)[rows]
+    features = trait_features([a for _, a in trait_texts], settings, scorer)
     targets = target_matrix(trait_labels, trait_classes)
     regularisation = settings["inverse_regularisation"] / features.shape[1]
     trait = fit(features, targets, trait_classes, regularisation)
     prompts = [prompt for prompt, _ in trait_texts]
     strength = calibrate(features, targets, trait_classes, styles(trait_classes), owners, prompts, regularisation)
 
-    rows = [place[answer] for answer in coherence_texts]
     classes = ["intact", *CORRUPTIONS]
     coherence = fit(
-        coherence_features(texts, vectors, reading, settings)[rows],
+        coherence_features(coherence_texts, settings, scorer),
         target_matrix(coherence_labels, classes),
         classes,
         COHERENCE_REGULARISATION,
@@ -155,32 +148,29 @@ def target_matrix(labels: list[dict[str, float]], classes: list[str]) -> np.ndar
     return np.asarray([[label.get(name, 0.0) for name in classes] for label in labels])
 
 
-def look(texts: list[str], settings: dict[str, Any], scorer: dict[str, Any]) -> tuple[np.ndarray, Reading]:
-    """Sentence embeddings (n, dimension), and the base model's reading of the texts."""
-    return embed(texts, settings["embedder"]), read(texts, **scorer)
+def trait_features(texts: list[str], settings: dict[str, Any], scorer: dict[str, Any]) -> np.ndarray:
+    """(n, dimension + states): the embedding says what a text is about, the base model's middle layers in what voice."""
+    return np.hstack([embed(texts, settings["embedder"]), states(texts, **scorer)]).astype(np.float32)
 
 
-def trait_features(vectors: np.ndarray, reading: Reading) -> np.ndarray:
-    """(n, dimension + hidden): the embedding says what a text is about, the base model's middle layers in what voice."""
-    return np.hstack([vectors, reading.hidden]).astype(np.float32)
-
-
-def coherence_features(answers: list[Answer], vectors: np.ndarray, reading: Reading, settings: dict[str, Any]) -> np.ndarray:
+def coherence_features(answers: list[Answer], settings: dict[str, Any], scorer: dict[str, Any]) -> np.ndarray:
     """(n, n_features): surface, likelihood and relevance of each answer, with their squares and products."""
+    texts = [answer for _, answer in answers]
+    vectors = embed(texts, settings["embedder"])
     prompts = sorted({p for p, _ in answers})
     place = {p: number for number, p in enumerate(prompts)}
     asked = embed(prompts, settings["embedder"])[[place[p] for p, _ in answers]]
     relevance = np.minimum((asked * vectors).sum(axis=1), RELEVANCE_CAP)
-    surface = np.asarray([surface_features(a) for _, a in answers])
-    likelihood = np.asarray([likelihood_features(nll) for nll in reading.nll])
+    surface = np.asarray([surface_features(text) for text in texts])
+    likelihood = np.asarray([likelihood_features(values) for values in nll(texts, **scorer)])
     single = np.column_stack([surface, likelihood, relevance])
     products = [single[:, i] * single[:, j] for i in range(single.shape[1]) for j in range(i, single.shape[1])]
     return np.column_stack([single, *products])
 
 
-def likelihood_features(nll: list[float]) -> list[float]:
+def likelihood_features(nats: list[float]) -> list[float]:
     """Mean, the worst run of eight tokens, and median, of tokens' nats capped at 14."""
-    values = np.minimum(nll or [8.0], 14.0)
+    values = np.minimum(nats or [8.0], 14.0)
     worst = max(values[i : i + 8].mean() for i in range(0, max(1, len(values) - 7), 2))
     return [float(values.mean()), float(worst), float(np.median(values))]
 
@@ -206,9 +196,8 @@ def score(
     """
     trait, strength, coherence = load(folder)
     texts = [(p, a if a.strip() else "-") for p, a in answers]
-    vectors, reading = look([a for _, a in texts], settings, scorer)
-    log_shares = trait.log_shares(trait_features(vectors, reading))
-    ways = coherence.probabilities(coherence_features(texts, vectors, reading, settings))
+    log_shares = trait.log_shares(trait_features([a for _, a in texts], settings, scorer))
+    ways = coherence.probabilities(coherence_features(texts, settings, scorer))
     wanted = styles(trait.classes) if persona == "plain" else [persona]
     traits = np.max([strength.of(log_shares, trait.classes, name) for name in wanted], axis=0)
     found = []
