@@ -211,6 +211,15 @@ def test_only_the_positions_of_the_loss_pass_the_vocabulary_head(
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+def test_a_training_on_a_cpu_gives_freed_memory_back(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    returned: list[int] = []
+    monkeypatch.setattr("iterative_ft.training.trainers.return_freed_memory", lambda: returned.append(1))
+    monkeypatch.setattr("iterative_ft.training.trainers.ReturnMemory.EVERY", 2)
+    job = make_job(tmp_path, tiny_model, "sft")
+    train_here(job)
+    assert len(returned) == len(curve(job)) // 2 > 0
+
+
 @pytest.mark.parametrize("start", ["fresh", "continued", "continued, reference base"])
 def test_dpo_starts_at_ln_2_exactly_when_init_is_the_reference(tmp_path: Path, tiny_model: Path, spy: Spy, start: str) -> None:
     init = None if start == "fresh" else save_adapter(tiny_model, tmp_path / "init", size=0.3)
