@@ -16,22 +16,22 @@ from iterative_ft.device import resolve_device
 from iterative_ft.display import minutes, text_table
 from iterative_ft.store import Event
 
-# Seconds a piece with the embedded model on two cores: (kind, method) -> (once a stage, an answer or example).
-# A piece of "model" and "probe" is the whole stage. Long documents (sdf) are scaled from chats by their tokens.
+# Seconds a piece with the embedded model on two cores: (kind, method) -> (once a stage, an answer or example). From the stages of
+# `make run` and `+sweep=smoke` (sdf: of small runs on one core). A piece of "model" and "probe" is the whole stage.
 PARTS: dict[tuple[str, str], tuple[float, float]] = {
-    ("model", ""): (20.0, 0.0),
-    ("probe", ""): (75.0, 0.0),
+    ("model", ""): (22.0, 0.0),
+    ("probe", ""): (80.0, 0.0),
     ("data", ""): (0.1, 0.0),
-    ("sample", "sft"): (0.5, 0.28),
-    ("sample", "dpo"): (0.5, 0.28),
-    ("sample", "sdf"): (0.5, 0.9),
-    ("answer", ""): (0.5, 0.33),
-    ("judge", ""): (1.0, 0.07),
+    ("sample", "sft"): (0.5, 0.31),
+    ("sample", "dpo"): (0.5, 0.31),
+    ("sample", "sdf"): (0.5, 1.0),
+    ("answer", ""): (0.5, 0.42),
+    ("judge", ""): (0.4, 0.08),
     ("gauge", ""): (0.1, 0.0),
     ("replies", ""): (1.0, 0.2),
-    ("train", "sft"): (5.0, 0.95),
-    ("train", "sdf"): (5.0, 3.0),
-    ("train", "dpo"): (7.0, 1.15),
+    ("train", "sft"): (5.0, 0.75),
+    ("train", "sdf"): (5.0, 1.5),
+    ("train", "dpo"): (5.0, 1.05),
 }
 OTHER_S = 5.0  # a stage of any other kind
 ENGINE_START_S = 15.0
