@@ -16,7 +16,7 @@ from iterative_ft.device import resolve_device
 from iterative_ft.display import minutes, text_table
 from iterative_ft.store import Event
 
-# Seconds a piece with the embedded model on two cores: (kind, method) -> (once a stage, an answer or example). From the stages of
+# Seconds a piece with the embedded model on two cores: (kind, method) -> (once a stage, an answer or example). From stages of
 # `make run` and `+sweep=smoke` (sdf: of small runs on one core). A piece of "model" and "probe" is the whole stage.
 PARTS: dict[tuple[str, str], tuple[float, float]] = {
     ("model", ""): (22.0, 0.0),

@@ -368,7 +368,7 @@ def test_every_cell_of_a_sweep_file_composes(name: str) -> None:
     configs = [load_config(composed) for _, composed in cli.compose_jobs([f"+sweep={name}"], True, [])]
     text = (ROOT / "sweeps" / f"{name}.yaml").read_text()
     assert text.startswith(f"# python train.py -m +sweep={name}\n# Shows: ")
-    assert "\n# cost: " in text
+    assert "\n# Cost: " in text
     n_cells = 1
     for values in yaml.safe_load(text)["hydra"]["sweeper"]["params"].values():
         n_cells *= len(re.split(r",(?![^\[]*\])", str(values)))
