@@ -506,11 +506,8 @@ class Lab:
         base = self.write(
             "answer", self.base_policy(), frame, asked, drawn, JUDGE_BASE_TOKENS, True, "base answers for the judge"
         )
-        from iterative_ft.measure.probe import RECIPE
-
         inputs = {
             "judge": config.judge.model_dump(),
-            "recipe": RECIPE,
             "embedder": embedder_identity(config.judge.embedder),
             "texts": text_digest(texts),
             "base_answers": base.digests,

@@ -35,13 +35,13 @@ MANIFEST = "manifest.json"
 # Bumped when a kind's code starts to produce something else from the same inputs.
 CODE_VERSION = {
     "model": 1,
-    "probe": 1,
+    "probe": 2,
     "sample": 1,
     "data": 1,
     "train": 1,
     "answer": 1,
     "judge": 1,
-    "gauge": 1,
+    "gauge": 2,
     "replies": 1,
     "labelled": 1,
 }

@@ -27,7 +27,6 @@ from iterative_ft.seeds import derive, shuffled
 # How much of its persona a judge text of each strength holds, as the rubric counts; the rest of it is plain.
 STRENGTH = {"strong": 1.0, "marked": 0.75, "middling": 0.5, "weak": 0.25, "plain": 0.0}
 DEGENERATE_KINDS = ("shuffled", "looped", "fragment")
-RECIPE = 2  # part of the judge's key: raise it when the same texts would make another judge, or other scores
 N_PLAIN = 64  # plain texts of each persona for the trait; more made nothing better in cross-validation
 N_DEGENERATE = 120  # texts of the trait probe's class "degenerate"
 N_INTACT = 32  # intact texts of each persona, and of plain, for coherence
