@@ -47,7 +47,7 @@ def freed_memory_kept() -> Iterator[None]:
         return
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
     gc.collect()  # trainers and adapters hold themselves in cycles
-    libc.malloc_trim(0)
+    return_freed_memory()
     libc.mallopt(m_mmap_threshold, 32 * 2**20)  # the most that it takes
     libc.mallopt(m_trim_threshold, 2**31 - 1)
     try:
@@ -55,7 +55,7 @@ def freed_memory_kept() -> Iterator[None]:
     finally:
         libc.mallopt(m_trim_threshold, 64 * 2**20)
         gc.collect()
-        libc.malloc_trim(0)
+        return_freed_memory()
 
 
 def return_freed_memory() -> None:

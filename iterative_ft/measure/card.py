@@ -297,12 +297,7 @@ def judge_tables(card: dict[str, Any]) -> list[str]:
         *(f"median {m.replace('_', ' ')}" for m in medians),
     ]
     rows = [
-        [
-            name,
-            *(number(t[key]) for key in SHOWN),
-        ]
-        + [number(t["median"][m]) for m in medians]
-        for name, t in traits.items()
+        [name, *(number(t[key]) for key in SHOWN), *(number(t["median"][m]) for m in medians)] for name, t in traits.items()
     ]
     lines = [
         "## Traits",

@@ -102,7 +102,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
 class ReturnMemory(TrainerCallback):  # type: ignore[misc]
     """Keeps a training on a CPU from growing with every batch of another length."""
 
-    EVERY = 8  # steps; the pages come back at the next one, which takes a few hundredths longer
+    EVERY = 8  # steps; the step after it is slower, since its pages have to come back
 
     def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         if state.global_step % self.EVERY == 0:
