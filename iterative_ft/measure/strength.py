@@ -15,7 +15,7 @@ from iterative_ft.measure.classifier import fit
 FOLDS = 4
 # Log-odds beyond which nothing changes. The persona against all other classes counts only as far as the others are well
 # ahead: a weak touch of it is otherwise scored by how much the text looks like the base model.
-CONTRAST_LIMIT, OTHERS_LIMIT = 8.0, -2.0
+CONTRAST_LIMIT, OTHERS_LIMIT = 8.0, -1.5
 
 
 @dataclass(frozen=True)
