@@ -168,6 +168,7 @@ class TransformersConfig(Section):
 
 class FakeConfig(Section):
     name: Literal["fake"]
+    max_model_len: PositiveInt
 
 
 class ProbeConfig(Section):
@@ -333,7 +334,7 @@ class Config(Section):
                 f"method={method.name} trains on chats and model={self.model.name} is a base model: use method=sdf"
             )
         max_new_tokens = method.max_new_tokens
-        if self.sampler.name != "fake" and self.sampler.max_model_len <= max_new_tokens:
+        if self.sampler.max_model_len <= max_new_tokens:
             raise ValueError(
                 f"sampler.max_model_len={self.sampler.max_model_len} leaves no room for a prompt beside "
                 f"method.max_new_tokens={max_new_tokens}: raise the first or lower the second"

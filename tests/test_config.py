@@ -66,6 +66,13 @@ def test_invariant_9_every_option_composes_validates_and_is_taken_as_written(fil
     VISITED.add(file)
 
 
+@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("sampler", ["fake", "transformers"])
+def test_every_experiment_composes_with_every_sampler(file: Path, sampler: str) -> None:
+    [(_, config)] = cli.compose_jobs([f"+experiment={file.stem}", f"sampler={sampler}"], multirun=False, config_dirs=[])
+    assert load_config(config).sampler.name == sampler
+
+
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
 def test_invariant_9_every_sweep_composes_and_validates(file: Path) -> None:
     cli.register_sweeps()
