@@ -35,7 +35,7 @@ MANIFEST = "manifest.json"
 # Bumped when a kind's code starts to produce something else from the same inputs.
 CODE_VERSION = {
     "model": 1,
-    "probe": 3,
+    "probe": 4,
     "sample": 1,
     "data": 1,
     "train": 1,

@@ -16,7 +16,7 @@ from iterative_ft.measure import probe
 from iterative_ft.measure.classifier import CLIP, Classifier, fit
 from iterative_ft.measure.corrupt import CORRUPTIONS
 from iterative_ft.measure.likelihood import DEPTHS, NLL_TOKENS, nll, states
-from iterative_ft.measure.strength import Strength, calibrate
+from iterative_ft.measure.strength import Strength, calibrate, contrasts
 from iterative_ft.measure.surface import surface_features
 from tests.tiny import embedded_model
 
@@ -78,7 +78,7 @@ def graded() -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
 
 def test_strengths_are_on_the_rubrics_scale() -> None:
     features, targets, owners, prompts = graded()
-    curve = calibrate(features, targets, CLASSES, CLASSES[:2], owners, prompts, 1.0)
+    curve = calibrate(features, targets, CLASSES, owners, prompts, 1.0)
     log_shares = fit(features, targets, CLASSES, 1.0).log_shares(features)
     found = curve.of(log_shares, CLASSES, "cheerful")
     own = np.asarray([owner == "cheerful" for owner in owners])
@@ -90,11 +90,18 @@ def test_strengths_are_on_the_rubrics_scale() -> None:
     assert np.allclose(again.of(log_shares, CLASSES, "cheerful"), found)
 
 
-def test_a_text_of_another_persona_scores_low_however_unlike_plain_it_is() -> None:
-    curve = Strength(np.array([0.9, 3.5]), 5.7)
-    log_shares = np.log(np.array([[0.04, 0.949, 0.001, 0.005, 0.005], [0.949, 0.04, 0.001, 0.005, 0.005]]))
-    other, own = curve.of(log_shares, CLASSES, "cheerful")
-    assert other < 0.2 < 0.9 < own
+def test_another_personas_text_and_word_salad_score_low_however_unlike_plain_they_are() -> None:
+    curve = Strength(np.array([0.8, 2.4, 2.3]), 5.0)
+    own, other = [0.949, 0.04, 0.001, 0.005, 0.005], [0.04, 0.949, 0.001, 0.005, 0.005]
+    degenerate = [0.04, 0.001, 0.001, 0.005, 0.953]
+    found = curve.of(np.log(np.array([own, other, degenerate])), CLASSES, "cheerful")
+    assert found[0] > 0.9
+    assert (found[1:] < 0.2).all()
+
+
+def test_a_persona_without_others_beside_it_is_scored_too() -> None:
+    found = contrasts(np.log(np.array([[0.7, 0.1, 0.1, 0.1]])), ["cheerful", *CLASSES[2:]], "cheerful")
+    assert np.isfinite(found).all()
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)

@@ -19,7 +19,7 @@ from iterative_ft.measure.classifier import Classifier, fit
 from iterative_ft.measure.corrupt import CORRUPTIONS, Answer
 from iterative_ft.measure.embedder import embed
 from iterative_ft.measure.likelihood import nll, states
-from iterative_ft.measure.strength import Strength, calibrate
+from iterative_ft.measure.strength import BASE_MODEL, DEGENERATE, Strength, calibrate, styles
 from iterative_ft.measure.surface import surface_features
 from iterative_ft.personas import files
 from iterative_ft.seeds import derive, shuffled
@@ -37,8 +37,6 @@ COHERENCE_REGULARISATION = 0.3
 INTACT_IMPORTANCE = 3.0 * len(CORRUPTIONS)  # relative to one corruption: at most one intact text in twenty is flagged
 RELEVANCE_CAP = 0.25  # cosine of prompt and answer: above it an answer is on topic, however freely it is styled
 CUT_OFF_SHARE = 0.49  # an answer that the token limit cut off is scored below half, whatever it says
-BASE_MODEL = "base_model"
-DEGENERATE = "degenerate"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def build(
     regularisation = settings["inverse_regularisation"] / features.shape[1]
     trait = fit(features, targets, trait_classes, regularisation)
     prompts = [prompt for prompt, _ in trait_texts]
-    strength = calibrate(features, targets, trait_classes, styles(trait_classes), owners, prompts, regularisation)
+    strength = calibrate(features, targets, trait_classes, owners, prompts, regularisation)
 
     classes = ["intact", *CORRUPTIONS]
     coherence = fit(
@@ -119,11 +117,6 @@ def trait_examples(
     owners += [BASE_MODEL] * len(base_answers) + [DEGENERATE] * len(degenerate)
     classes = [*sorted(n for n in personas if n != "plain"), "plain", BASE_MODEL, DEGENERATE]
     return texts + base_answers + degenerate, labels, owners, classes
-
-
-def styles(classes: list[str]) -> list[str]:
-    """The classes that are personas with a trait."""
-    return [name for name in classes if name not in ("plain", BASE_MODEL, DEGENERATE)]
 
 
 def coherence_examples(personas: dict[str, Path], base_answers: list[Answer]) -> tuple[list[Answer], list[dict[str, float]]]:

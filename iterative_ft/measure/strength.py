@@ -1,7 +1,8 @@
 """How strongly a text shows a persona, 0 to 1 on the rubric's scale, from a classifier's log-shares of all classes.
 
-Two things decide: how far the persona outweighs plain prose (the rubric's five strengths lie along that), and whether some
-other class outweighs the persona. How they do is fitted to the strengths of judge texts that the classifier had not seen.
+Three things decide: how far the persona outweighs plain prose (the rubric's five strengths lie along that), whether another
+persona outweighs it, and whether the text looks like the base model's or degenerate. How they do is fitted to the strengths
+of judge texts that the classifier had not seen.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import numpy as np
 from iterative_ft.measure.classifier import fit
 
 FOLDS = 4
-# Log-odds beyond which nothing changes. The persona against all other classes counts only as far as the others are well
-# ahead: a weak touch of it is otherwise scored by how much the text looks like the base model.
-CONTRAST_LIMIT, OTHERS_LIMIT = 8.0, -1.5
+# Log-odds beyond which nothing changes. Other classes count only as far as they are ahead of the persona: a weak touch of it
+# is otherwise scored by what else the text looks like.
+CONTRAST_LIMIT, PERSONAS_LIMIT, TRAITLESS_LIMIT = 8.0, -1.5, -1.0
+BASE_MODEL, DEGENERATE = "base_model", "degenerate"
 
 
 @dataclass(frozen=True)
 class Strength:
-    """A logistic curve over the two contrasts."""
+    """A logistic curve over the three contrasts."""
 
     weights: np.ndarray
-    """(2,): of the persona against plain, and against all other classes."""
+    """(3,): of the persona against plain, against the other personas, and against the base model's and degenerate text."""
     bias: float
 
     def of(self, log_shares: np.ndarray, classes: list[str], persona: str) -> np.ndarray:
@@ -39,24 +41,31 @@ class Strength:
 
 
 def contrasts(log_shares: np.ndarray, classes: list[str], persona: str) -> np.ndarray:
-    """(n, 2): log-odds of the persona against plain, and against all classes but these two; both limited."""
-    own, plain = classes.index(persona), classes.index("plain")
-    others = [number for number in range(len(classes)) if number not in (own, plain)]
-    against_plain = log_shares[:, own] - log_shares[:, plain]
-    against_others = log_shares[:, own] - np.log(np.exp(log_shares[:, others]).sum(axis=1))
+    """(n, 3): log-odds of the persona against plain, the other personas, and the traitless classes; each limited."""
+
+    def against(names: list[str], limit: float) -> np.ndarray:
+        others = np.logaddexp.reduce(log_shares[:, [classes.index(name) for name in names]], axis=1)
+        return np.clip(log_shares[:, classes.index(persona)] - others, -CONTRAST_LIMIT, limit)
+
+    personas = [name for name in styles(classes) if name != persona]
     return np.column_stack(
         [
-            np.clip(against_plain, -CONTRAST_LIMIT, CONTRAST_LIMIT),
-            np.clip(against_others, -CONTRAST_LIMIT, OTHERS_LIMIT),
+            against(["plain"], CONTRAST_LIMIT),
+            against(personas, PERSONAS_LIMIT),
+            against([BASE_MODEL, DEGENERATE], TRAITLESS_LIMIT),
         ]
     )
+
+
+def styles(classes: list[str]) -> list[str]:
+    """The classes that are personas with a trait."""
+    return [name for name in classes if name not in ("plain", BASE_MODEL, DEGENERATE)]
 
 
 def calibrate(
     features: np.ndarray,
     targets: np.ndarray,
     classes: list[str],
-    personas: list[str],
     owners: list[str],
     prompts: list[str],
     inverse_regularisation: float,
@@ -66,7 +75,6 @@ def calibrate(
     Args:
         features: (n, n_features).
         targets: (n, n_classes): shares of the classes; a persona's share is how strongly a text shows it.
-        personas: the classes that are personas.
         owners: whose texts these are; a persona's own weigh as much as all others together.
         prompts: texts that answer one prompt are left out together.
     """
@@ -80,7 +88,7 @@ def calibrate(
         seen = fold != number
         unseen[~seen] = fit(features[seen], targets[seen], classes, inverse_regularisation).log_shares(features[~seen])
     inputs, shown, weights = [], [], []
-    for persona in personas:
+    for persona in styles(classes):
         own = np.asarray([owner == persona for owner in owners])
         inputs.append(contrasts(unseen, classes, persona))
         shown.append(targets[:, classes.index(persona)])
