@@ -14,8 +14,8 @@ import numpy as np
 from iterative_ft.measure.classifier import fit
 
 FOLDS = 4
-# Log-odds beyond which nothing changes. Other classes count only as far as they are ahead of the persona: a weak touch of it
-# is otherwise scored by what else the text looks like.
+# Log-odds beyond which nothing changes. Other classes count only as far as they are well ahead of the persona: a weak
+# touch of it is otherwise scored by what else the text looks like.
 CONTRAST_LIMIT, PERSONAS_LIMIT, TRAITLESS_LIMIT = 8.0, -1.5, -1.0
 BASE_MODEL, DEGENERATE = "base_model", "degenerate"
 
