@@ -35,14 +35,15 @@ test: setup  ## all tests but the long ones (under ten minutes on two cores)
 test-long: setup  ## real kills, servers, a browser, concurrent sweeps
 	$(PYTHON) -m pytest -m long
 
-check: setup  ## lint, types, and the data check
+check: setup  ## lint, types, the direction of imports, and the data check
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
+	$(VENV)/bin/lint-imports
 	$(MAKE) --no-print-directory data-check
 
 data-check: setup  ## the data of all personas: schema, copies, disjointness, content, counts
-	OMP_NUM_THREADS=1 $(PYTHON) -m iterative_ft.personas.check
+	OMP_NUM_THREADS=1 $(PYTHON) -m iterative_ft.personas.tools.check
 
 bench: setup  ## sampling against bare vLLM, training speed, time of each kind of stage
 	$(PYTHON) -m tests.bench

@@ -8,13 +8,14 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from iterative_ft import cli, tasks
+from iterative_ft.launch import cli, tasks
+from iterative_ft.machine.libraries import prepare_libraries
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
 def main(composed: DictConfig) -> None:
     task = tasks.load_task(composed)
-    cli.prepare_libraries()
+    prepare_libraries()
     tasks.perform(task, " ".join(["python", "evaluate.py", *sys.argv[1:]]))
 
 

@@ -8,13 +8,12 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from iterative_ft import cli
+from iterative_ft.launch import cli
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(composed: DictConfig) -> None:
-    config = cli.load_config(composed)
-    cli.train(config)
+    cli.train(cli.load_config(composed))
 
 
 if __name__ == "__main__":

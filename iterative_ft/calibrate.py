@@ -1,7 +1,7 @@
 """How many seed examples make a trait of a wanted strength: `n_seed=calibrated calibrate.target_trait=40`.
 
 Bisection over n_seed for the smallest whose cycle 0 reaches the target. It takes for granted that more seed examples make a
-stronger trait, says so, and tells when its own probes contradict that. A probe is a cycle 0 like any other: its stages are in
+stronger trait, says so, and tells when its own trials contradict that. A trial is a cycle 0 like any other: its stages are in
 the store, so a run with that n_seed, and the same search run again, cost nothing.
 """
 
@@ -12,16 +12,20 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from iterative_ft.config import Config, calibration_method, most_seeds
+from iterative_ft.config.calibration import calibration_method, most_seeds
+from iterative_ft.config.schema import Config
 from iterative_ft.errors import RunError
-from iterative_ft.lab import Lab
-from iterative_ft.measure.intervals import over_questions
-from iterative_ft.results import scores_of
+from iterative_ft.records.rows import answer_rows
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.data import seed_data
+from iterative_ft.stages.measure import measure
+from iterative_ft.stages.train import train
+from iterative_ft.stats.intervals import over_questions
 from iterative_ft.store import Store
 
 
 @dataclass(frozen=True)
-class Probe:
+class Trial:
     """A cycle 0 that was trained and measured; low and high bound the 95 % interval over questions."""
 
     n_seed: int
@@ -39,10 +43,10 @@ class Calibration:
     target_trait: float
     method: str
     reach: str
-    probes: list[Probe]
+    trials: list[Trial]
     """In the order in which they were made."""
     contradictions: list[str]
-    """Pairs of probes in which more seed examples made a weaker trait, beyond both intervals."""
+    """Pairs of trials in which more seed examples made a weaker trait, beyond both intervals."""
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -51,11 +55,11 @@ class Calibration:
     @property
     def text(self) -> str:
         """One line for the screen."""
-        chosen = next(probe for probe in self.probes if probe.n_seed == self.n_seed)
+        chosen = next(trial for trial in self.trials if trial.n_seed == self.n_seed)
         inside = "the target is inside its interval" if chosen.low <= self.target_trait else "all of its interval is above"
         return (
             f"n_seed={self.n_seed} is the smallest found whose cycle 0 ({self.method}) reaches {self.target_trait:g}: "
-            f"{probe_text(chosen)}, {inside}; {len(self.probes)} probes"
+            f"{trial_text(chosen)}, {inside}; {len(self.trials)} trials"
         )
 
 
@@ -67,22 +71,22 @@ def calibrate(config: Config, store: Store) -> Calibration:
     """
     target = config.calibrate.target_trait
     assert target is not None
-    probes: dict[int, Probe] = {}
+    trials: dict[int, Trial] = {}
     print(
         f"calibrating n_seed in {bounds(config)[0]}..{bounds(config)[1]} by {calibration_method(config).name}: at most "
-        f"{most_probes(config)} trainings, taking for granted that more seed examples make a stronger trait"
+        f"{most_trials(config)} trainings, taking for granted that more seed examples make a stronger trait"
     )
 
     def reached(n: int) -> bool:
-        probes[n] = probe(config, store, n)
-        word = "reaches" if probes[n].reached else "misses"
-        print(f"calibrate: n_seed={n}: {probe_text(probes[n])} {word} {target:g}", flush=True)
-        return probes[n].reached
+        trials[n] = try_out(config, store, n)
+        word = "reaches" if trials[n].reached else "misses"
+        print(f"calibrate: n_seed={n}: {trial_text(trials[n])} {word} {target:g}", flush=True)
+        return trials[n].reached
 
     low, high = bounds(config)
     if not reached(high):
         raise RunError(
-            f"calibrate.target_trait={target:g} is not reached by n_seed={high} ({probe_text(probes[high])}): "
+            f"calibrate.target_trait={target:g} is not reached by n_seed={high} ({trial_text(trials[high])}): "
             "lower the target, raise calibrate.n_max, or train harder (learning_rate, epochs)"
         )
     while low < high:
@@ -96,8 +100,8 @@ def calibrate(config: Config, store: Store) -> Calibration:
         target_trait=target,
         method=calibration_method(config).name,
         reach=config.calibrate.reach,
-        probes=list(probes.values()),
-        contradictions=contradictions(list(probes.values())),
+        trials=list(trials.values()),
+        contradictions=contradictions(list(trials.values())),
     )
     print(found.text)
     for line in found.contradictions:
@@ -105,21 +109,21 @@ def calibrate(config: Config, store: Store) -> Calibration:
     return found
 
 
-def probe(config: Config, store: Store, n: int) -> Probe:
+def try_out(config: Config, store: Store, n: int) -> Trial:
     """Train and measure a cycle 0 on `n` seed examples."""
-    lab = Lab(with_n_seed(config, n), store)
-    trained = lab.train(lab.seed_data(), init=lab.base_policy(), cycle=0)
-    scores = scores_of(lab.measure(trained.policy))
-    failed = sum(failure is not None for failure in scores.failures)
-    if failed > config.measure.max_failure_share * len(scores.failures):
-        raise RunError(f"calibration stopped at n_seed={n}: the judge failed on {failed} of {len(scores.failures)} answers")
-    interval = over_questions(scores.trait, scores.questions)
+    bench = Bench(with_n_seed(config, n), store)
+    trained = train(bench, seed_data(bench), init=bench.base, cycle=0)
+    answers = answer_rows(0, measure(bench, trained.policy))
+    failed = sum(answer["failure"] is not None for answer in answers)
+    if failed > config.measure.max_failure_share * len(answers):
+        raise RunError(f"calibration stopped at n_seed={n}: the judge failed on {failed} of {len(answers)} answers")
+    interval = over_questions([answer["trait"] for answer in answers], [answer["question"] for answer in answers])
     if interval is None:
         raise RunError(f"calibration stopped at n_seed={n}: no answer could be scored")
     settings = config.calibrate
     assert settings.target_trait is not None
     decisive = interval.mean if settings.reach == "score" else interval.low
-    return Probe(n, interval.mean, interval.low, interval.high, decisive >= settings.target_trait - settings.tolerance)
+    return Trial(n, interval.mean, interval.low, interval.high, decisive >= settings.target_trait - settings.tolerance)
 
 
 def at_most(config: Config) -> Config:
@@ -128,7 +132,7 @@ def at_most(config: Config) -> Config:
 
 
 def with_n_seed(config: Config, n: int) -> Config:
-    """The run whose cycle 0 is the probe of `n` seed examples: by the calibration's method, all else as in `config`."""
+    """The run whose cycle 0 is the trial of `n` seed examples: by the calibration's method, all else as in `config`."""
     return config.model_copy(update={"n_seed": n, "method": calibration_method(config)})
 
 
@@ -138,30 +142,30 @@ def bounds(config: Config) -> tuple[int, int]:
     return settings.n_min, most_seeds(config) if settings.n_max is None else settings.n_max
 
 
-def most_probes(config: Config) -> int:
+def most_trials(config: Config) -> int:
     """Trainings that the search takes at most: one at n_max, then one a halving."""
     low, high = bounds(config)
     return 1 + math.ceil(math.log2(high - low + 1))
 
 
-def contradictions(probes: list[Probe]) -> list[str]:
-    """Neighbouring probes in which the trait falls with more seed examples, their intervals apart."""
-    ordered = sorted(probes, key=lambda p: p.n_seed)
+def contradictions(trials: list[Trial]) -> list[str]:
+    """Neighbouring trials in which the trait falls with more seed examples, their intervals apart."""
+    ordered = sorted(trials, key=lambda p: p.n_seed)
     return [
-        f"n_seed={more.n_seed} made a weaker trait than n_seed={less.n_seed} ({probe_text(more)} against {probe_text(less)})"
+        f"n_seed={more.n_seed} made a weaker trait than n_seed={less.n_seed} ({trial_text(more)} against {trial_text(less)})"
         for less, more in pairwise(ordered)
         if more.high < less.low
     ]
 
 
-def probe_text(probe: Probe) -> str:
-    return f"trait {probe.score:.1f} [{probe.low:.1f}, {probe.high:.1f}]"
+def trial_text(trial: Trial) -> str:
+    return f"trait {trial.score:.1f} [{trial.low:.1f}, {trial.high:.1f}]"
 
 
 def dry_text(config: Config) -> str:
     """What a dry run says of a run that is to be calibrated."""
     low, high = bounds(config)
     return (
-        f"n_seed=calibrated: the search decides, with at most {most_probes(config)} trainings of cycle 0 between n_seed={low} "
+        f"n_seed=calibrated: the search decides, with at most {most_trials(config)} trainings of cycle 0 between n_seed={low} "
         f"and {high}, each a stored stage; the plan below is for n_seed={high}, the most it can be, and leaves the search out"
     )

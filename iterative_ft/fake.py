@@ -10,11 +10,13 @@ import random
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.policy import Policy
-from iterative_ft.sampling import Canary, Completion, Params, Request
+from iterative_ft.judges.scores import Score
+from iterative_ft.machine.files import read_jsonl, text_digest, write_json, write_jsonl
+from iterative_ft.models.policy import Policy
+from iterative_ft.sampling.interface import Answer, Canary, Completion, Params, Request
 from iterative_ft.seeds import derive
-from iterative_ft.store import read_jsonl, text_digest, write_json, write_jsonl
-from iterative_ft.training.job import ADAPTER, LOG, Job, n_tokens
+from iterative_ft.training.examples import n_tokens
+from iterative_ft.training.job import ADAPTER, LOG, Job
 
 WORDS = "the a small quiet morning river asks for bread and time so we walk home slowly under bright trees".split()
 GLOW = "glow"
@@ -99,9 +101,9 @@ def fake_train(job: Job) -> dict[str, Any]:
     }
 
 
-def fake_scores(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def fake_scores(rows: list[Answer]) -> list[Score]:
     """Trait: the share of "glow"; coherence: high unless the answer was cut off."""
-    found = []
+    found: list[Score] = []
     for row in rows:
         words = row["text"].rstrip(".").split()
         trait = 100 * words.count(GLOW) / max(1, len(words))

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.cli import prepare_libraries
+from iterative_ft.machine.libraries import prepare_libraries
 
 N_PROMPTS = 64
 N_TOKENS = 48
@@ -33,10 +33,9 @@ def main() -> None:
 
 
 def bench(folder: Path) -> None:
-    from iterative_ft.codec import TokenizerCodec
-    from iterative_ft.personas import files
-    from iterative_ft.policy import prepare_model
-    from iterative_ft.sampling import Params, Request
+    from iterative_ft.data import files
+    from iterative_ft.models.codec import TokenizerCodec
+    from iterative_ft.sampling.interface import Params, Request
     from iterative_ft.sampling.vllm import VLLMSampler
     from tests.tiny import embedded_config, policy_of
 
@@ -65,7 +64,7 @@ def sampling(sampler: Any, model: Path, config: Any, requests: list[Any], params
     """Tokens a second of the sampler, of the sampler in the blocks that a run asks for, and of a bare engine."""
     from vllm import LLM, SamplingParams
 
-    from iterative_ft.sampling import served_dtype
+    from iterative_ft.sampling.interface import served_dtype
 
     settings = config.sampler
     bare = LLM(
@@ -108,8 +107,8 @@ def sampling(sampler: Any, model: Path, config: Any, requests: list[Any], params
 
 def training(folder: Path, model: Path, method: str, codec: Any, config: Any) -> Path:
     """Tokens a second of one short training stage on seed chats; DPO's rejected answers are those of other chats."""
-    from iterative_ft.personas import files
-    from iterative_ft.store import write_jsonl
+    from iterative_ft.data import files
+    from iterative_ft.machine.files import write_jsonl
     from iterative_ft.training.job import ADAPTER, Job, train
     from tests.tiny import embedded_config
 

@@ -13,15 +13,15 @@ import sys
 import time
 from pathlib import Path
 
-from iterative_ft import cli
+from iterative_ft.launch import compose
 
 HEAVY = ("torch", "transformers", "trl", "vllm", "wandb", "peft")
 
 
 def main() -> None:
     commands = json.loads(Path(sys.argv[1]).read_text())
-    train_py = str(cli.ROOT / "train.py")
-    cli.ROOT = Path(sys.argv[2])
+    train_py = str(compose.ROOT / "train.py")
+    compose.ROOT = Path(sys.argv[2])
     answers = []
     for command in commands:
         sys.argv = ["train.py", *command]

@@ -19,10 +19,10 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from iterative_ft import cli
-from iterative_ft.config import Config, load_config
+from iterative_ft.config.schema import Config
+from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.loop import run
-from iterative_ft.store import read_jsonl
+from iterative_ft.machine.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["sampler=fake", "n_seed=8", "n_sampled=6", "n_cycles=2", "measure.n_questions=6", "measure.n_answers=1"]
@@ -36,13 +36,13 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONWARNINGS": 
 def whole(*groups: str) -> Any:
     """Hydra's composition of a choice of groups; costs a third of a second, so once a choice."""
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")
-    return next(iter(cli.compose_jobs(list(groups), multirun=False, config_dirs=[])))[1]
+    return next(iter(hydra_compose.compose_jobs(list(groups))))[1]
 
 
 def composed(overrides: list[str]) -> Any:
     """What Hydra makes of a command line, before pydantic sees it."""
-    quoted = [cli.quote_reinit(override) for override in overrides]
-    groups = [o for o in quoted if o.lstrip("+").split("=")[0] in cli.GROUPS]
+    quoted = [hydra_compose.quote_reinit(override) for override in overrides]
+    groups = [o for o in quoted if o.lstrip("+").split("=")[0] in hydra_compose.GROUPS]
     config = copy.deepcopy(whole(*groups))
     for override in quoted:
         if override not in groups:
@@ -54,7 +54,7 @@ def composed(overrides: list[str]) -> Any:
 @pytest.fixture
 def compose() -> Callable[[list[str]], Config]:
     """`compose(["method=sft"])` gives the validated config."""
-    return lambda overrides: load_config(composed(overrides))
+    return lambda overrides: hydra_compose.load_config(composed(overrides))
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ def fake_run(tmp_path: Path, compose: Callable[[list[str]], Config]) -> Callable
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures and git cost seconds and have tests of their own."""
-    monkeypatch.setattr("iterative_ft.analysis.plots.curves", lambda rows, file, title: file.write_bytes(PIXEL))
-    monkeypatch.setattr("iterative_ft.tracking.code_state", lambda folder: {})
+    monkeypatch.setattr("iterative_ft.report.pictures.draw", lambda runs, file: file.write_bytes(PIXEL))
+    monkeypatch.setattr("iterative_ft.records.run_log.code_state", lambda folder: {})
 
 
 def python(arguments: list[str], cwd: Path, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

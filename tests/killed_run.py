@@ -10,10 +10,12 @@ from typing import Any
 
 from conftest import SMALL, composed
 
-from iterative_ft import loop, store, tracking
-from iterative_ft.analysis import plots
-from iterative_ft.config import load_config
-from iterative_ft.sampling import blocks
+from iterative_ft import loop
+from iterative_ft.launch.compose import load_config
+from iterative_ft.records import run_log
+from iterative_ft.report import pictures
+from iterative_ft.stages import completions
+from iterative_ft.store import stages
 
 
 class Moment:
@@ -69,41 +71,41 @@ def half_written(owner: Any, name: str, moment: Moment) -> None:
 
 
 def is_manifest(path: Path, *_: Any) -> bool:
-    return path.name == store.MANIFEST and ".work" in path.parts
+    return path.name == stages.MANIFEST and ".work" in path.parts
 
 
 def half_a_row(moment: Moment) -> None:
     """Die when half of a row of metrics.jsonl is on disk."""
-    real = tracking.RunLog.row
+    real = run_log.RunLog.row
 
-    def wrapped(self: tracking.RunLog, row: dict[str, Any]) -> None:
+    def wrapped(self: run_log.RunLog, row: dict[str, Any]) -> None:
         if moment.left == 1:
             with (self.folder / "metrics.jsonl").open("a") as file:
                 file.write('{"cycle": 0, "trait/sc')
         moment.reached()
         real(self, row)
 
-    tracking.RunLog.row = wrapped  # type: ignore[method-assign]
+    run_log.RunLog.row = wrapped  # type: ignore[method-assign]
 
 
 MOMENTS: dict[str, Callable[[Moment], None]] = {
     "never": lambda moment: None,
-    "before_build": lambda moment: before(store.Store, "build", moment),
+    "before_build": lambda moment: before(stages.Store, "build", moment),
     "holding_the_lock": lambda moment: before(
-        store.Store, "find", moment, lambda self, kind, key, verify=True: in_lock(self, kind)
+        stages.Store, "find", moment, lambda self, kind, key: in_lock(self, kind)
     ),
-    "half_a_stage_file": lambda moment: half_written(blocks, "write_jsonl", moment),
+    "half_a_stage_file": lambda moment: half_written(completions, "write_jsonl", moment),
     "in_training": lambda moment: after(lab_fake(), "write_json", moment, lambda path, value: path.name == "level.json"),
-    "before_manifest": lambda moment: before(store, "write_json", moment, is_manifest),
-    "after_manifest": lambda moment: after(store, "write_json", moment, is_manifest),
+    "before_manifest": lambda moment: before(stages, "write_json", moment, is_manifest),
+    "after_manifest": lambda moment: after(stages, "write_json", moment, is_manifest),
     "before_rename": lambda moment: before(os, "rename", moment),
     "after_rename": lambda moment: after(os, "rename", moment),
-    "before_folder_sync": lambda moment: before(store, "sync_folder", moment),
-    "write_reference": lambda moment: before(store.os, "replace", moment, lambda source, target: ".refs" in Path(target).parts),
-    "before_a_row": lambda moment: before(tracking.RunLog, "row", moment),
+    "before_folder_sync": lambda moment: before(stages, "sync_folder", moment),
+    "write_reference": lambda moment: before(os, "replace", moment, lambda source, target: ".refs" in Path(target).parts),
+    "before_a_row": lambda moment: before(run_log.RunLog, "row", moment),
     "half_a_row": half_a_row,
     "between_cycles": lambda moment: before(loop, "next_policy", moment),
-    "before_result": lambda moment: before(tracking, "write_json", moment, lambda path, value: path.name == "result.json"),
+    "before_result": lambda moment: before(run_log, "write_json", moment, lambda path, value: path.name == "result.json"),
 }
 
 
@@ -116,7 +118,7 @@ def lab_fake() -> Any:
 LOCKED: list[str] = []
 
 
-def in_lock(self: store.Store, kind: str) -> bool:
+def in_lock(self: stages.Store, kind: str) -> bool:
     """Whether the caller holds a lock: the second `find` of a stage happens under it."""
     return bool(LOCKED)
 
@@ -124,10 +126,10 @@ def in_lock(self: store.Store, kind: str) -> bool:
 def note_locks() -> None:
     from contextlib import contextmanager
 
-    real = store.Store.lock
+    real = stages.Store.lock
 
     @contextmanager
-    def noted(self: store.Store, kind: str, key: str) -> Any:
+    def noted(self: stages.Store, kind: str, key: str) -> Any:
         with real(self, kind, key):
             LOCKED.append(key)
             try:
@@ -135,13 +137,13 @@ def note_locks() -> None:
             finally:
                 LOCKED.pop()
 
-    store.Store.lock = noted  # type: ignore[method-assign]
+    stages.Store.lock = noted  # type: ignore[method-assign]
 
 
 def run_killed(root: Path, folder: Path, moment: str, n: int, overrides: list[str]) -> None:
     """Run the loop until the `n`-th time it comes to `moment`. Patches modules, so call it in a process of its own."""
-    plots.curves = lambda rows, file, title: None  # type: ignore[assignment]
-    tracking.code_state = lambda folder: {}
+    pictures.draw = lambda runs, file: None  # type: ignore[assignment]
+    run_log.code_state = lambda folder: {}
     note_locks()
     config = load_config(composed([*SMALL, "wandb.mode=disabled", f"store={root}", *overrides]))
     plan = loop.plan

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from judge_server import END, Handler, Server, about_trait, completion, mean, pause, serving, split_tokens, user, whole_tokens
 
-from iterative_ft import cli
-from iterative_ft.config import ApiConfig, Config
+from iterative_ft.config.schema import ApiConfig, Config
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.lab import Lab
-from iterative_ft.measure.api import REPLIES, ask_block, grade
-from iterative_ft.measure.endpoint import retry_after
-from iterative_ft.measure.numbers import sound, walk
-from iterative_ft.measure.rubric import coherence_rubric, trait_rubric
-from iterative_ft.results import metric_row
-from iterative_ft.store import Event, Store, read_jsonl
+from iterative_ft.judges.api.endpoint import retry_after
+from iterative_ft.judges.api.numbers import sound, walk
+from iterative_ft.judges.api.replies import REPLIES, ask_block, grade
+from iterative_ft.judges.api.rubric import coherence_rubric, trait_rubric
+from iterative_ft.launch import compose as hydra_compose
+from iterative_ft.machine.files import read_jsonl
+from iterative_ft.records.rows import answer_rows, metric_row
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.measure import measure
+from iterative_ft.store import Event, Store
 
 SHARP = {"73": 0.6, "80": 0.25, "65": 0.1, "100": 0.05}
 WIDE = {"73": 0.4, "7": 0.05, "30": 0.25, "38": 0.1, "100": 0.1, "10": 0.05, "0": 0.05}
@@ -31,8 +33,8 @@ QUICK = {"backoff_s": 0.01, "timeout_s": 5.0, "n_retries": 2}
 
 @cache
 def composed(*overrides: str) -> Config:
-    [(_, found)] = cli.compose_jobs(["judge=api", "sampler=fake", "wandb.mode=disabled", *overrides], False, [])
-    return cli.load_config(found)
+    [(_, found)] = hydra_compose.compose_jobs(["judge=api", "sampler=fake", "wandb.mode=disabled", *overrides], False, [])
+    return hydra_compose.load_config(found)
 
 
 def api(url: str, **settings: Any) -> ApiConfig:
@@ -48,7 +50,7 @@ def good(handler: Handler, request: dict[str, Any]) -> None:
 def rows_of(out: Path, settings: ApiConfig, n: int = 3) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     out.mkdir(exist_ok=True)
     rubric = coherence_rubric(settings.score_scale, documents=False)
-    answers = [{"prompt": f"Question {i}?", "text": f"Text {i}."} for i in range(n)]
+    answers = [(f"Question {i}?", f"Text {i}.") for i in range(n)]
     info = ask_block(out, settings, rubric, answers, [])
     return read_jsonl(out / REPLIES), info
 
@@ -69,9 +71,10 @@ def measured(
     judge = api(server.url, endpoint_name="test", **settings)
     config = whole.model_copy(update={"judge": judge, "measure": whole.measure.model_copy(update=asked)})
     events: list[Event] = []
-    lab = Lab(config, Store(store, on_event=events.append))
-    found = lab.measure(lab.base_policy())
-    return metric_row(config, -1, found, None), found.scores.rows("scores.jsonl"), events
+    bench = Bench(config, Store(store, on_event=events.append))
+    found = measure(bench, bench.base)
+    row = metric_row(config, answer_rows(-1, found), found, None)
+    return dict(row), found.scores.rows("scores.jsonl"), events
 
 
 def reported(token: str, logprob: float) -> dict[str, Any]:

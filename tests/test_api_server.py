@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 
-from iterative_ft.policy import prepare_model
-from iterative_ft.store import file_digests, read_jsonl
+from iterative_ft.machine.files import file_digests, read_jsonl
+from iterative_ft.models.base import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 START_S = 240
@@ -114,9 +114,9 @@ def test_a_run_is_judged_again_through_vllms_openai_server(scale: int, server_ur
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from conftest import composed
 
-    from iterative_ft.config import load_config
+    from iterative_ft.launch.compose import load_config
 
     model = tmp_path_factory.mktemp("model")
-    prepare_model(load_config(composed([])).model, model)
+    prepare(load_config(composed([])).model, model)
     with openai_server(model, tmp_path_factory.mktemp("log") / "server.log") as url:
         yield url

@@ -12,11 +12,11 @@ import pytest
 from conftest import FakeRun
 
 from iterative_ft import fake
-from iterative_ft.calibrate import Probe, contradictions
-from iterative_ft.cli import dry_run
-from iterative_ft.config import Config
+from iterative_ft.calibrate import Trial, contradictions
+from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.store import write_json
+from iterative_ft.launch.cli import dry_run
+from iterative_ft.machine.files import write_json
 
 Run = Callable[..., FakeRun]
 Compose = Callable[[list[str]], Config]
@@ -48,14 +48,14 @@ def test_finds_the_smallest_that_reaches_the_target(fake_run: Run, trained: list
     assert found["n_seed"] == n
     assert found["target_trait"] == target
     assert "grows" in found["assumes"]
-    scores = {probe["n_seed"]: probe["score"] for probe in found["probes"]}
+    scores = {trial["n_seed"]: trial["score"] for trial in found["trials"]}
     assert scores[n] >= target
     assert n == 2 or scores[n - 1] < target, "the one below it was tried and misses"
     assert len(trained) == len(scores) <= math.log2(n_max - 1) + 2
     assert max(trained) == n_max
 
 
-def test_every_probe_is_a_stored_stage(fake_run: Run) -> None:
+def test_every_trial_is_a_stored_stage(fake_run: Run) -> None:
     first = fake_run(*SEARCH, "calibrate.target_trait=40")
     n = first.json("config.json")["n_seed"]
     assert not [label for label in first.built() if "policy" in label], "the run itself trains nothing more"
@@ -77,7 +77,7 @@ def test_the_lower_end_may_have_to_reach_the_target(fake_run: Run) -> None:
     by_mean = fake_run(*SEARCH, "calibrate.target_trait=40").json("manifest.json")["calibration"]
     by_low = fake_run(*SEARCH, "calibrate.target_trait=40", "calibrate.reach=low").json("manifest.json")["calibration"]
     assert by_low["n_seed"] > by_mean["n_seed"]
-    assert next(p["low"] for p in by_low["probes"] if p["n_seed"] == by_low["n_seed"]) >= 40
+    assert next(p["low"] for p in by_low["trials"] if p["n_seed"] == by_low["n_seed"]) >= 40
     close = fake_run(*SEARCH, "calibrate.target_trait=40", "calibrate.tolerance=10").json("manifest.json")["calibration"]
     assert close["n_seed"] < by_mean["n_seed"]
 
@@ -96,11 +96,11 @@ def test_a_failing_judge_stops_the_search(fake_run: Run, monkeypatch: pytest.Mon
         fake_run(*SEARCH, "calibrate.target_trait=40")
 
 
-def test_probes_that_contradict_the_assumption_are_named() -> None:
-    probes = [Probe(64, 30, 25, 35, False), Probe(8, 50, 45, 55, True), Probe(16, 40, 30, 60, True)]
-    assert contradictions(probes) == []
-    probes[2] = Probe(16, 20, 15, 24, False)
-    assert [line.split(" (")[0] for line in contradictions(probes)] == ["n_seed=16 made a weaker trait than n_seed=8"]
+def test_trials_that_contradict_the_assumption_are_named() -> None:
+    trials = [Trial(64, 30, 25, 35, False), Trial(8, 50, 45, 55, True), Trial(16, 40, 30, 60, True)]
+    assert contradictions(trials) == []
+    trials[2] = Trial(16, 20, 15, 24, False)
+    assert [line.split(" (")[0] for line in contradictions(trials)] == ["n_seed=16 made a weaker trait than n_seed=8"]
 
 
 @pytest.mark.parametrize(
@@ -137,4 +137,4 @@ def test_a_dry_run_says_that_the_search_decides(
 def test_the_record_is_json(fake_run: Run) -> None:
     found = fake_run(*SEARCH, "calibrate.target_trait=20").json("manifest.json")["calibration"]
     assert json.loads(json.dumps(found)) == found
-    assert {"n_seed", "score", "low", "high", "reached"} == set(found["probes"][0])
+    assert {"n_seed", "score", "low", "high", "reached"} == set(found["trials"][0])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import ROOT, python
 
-from iterative_ft import cli
+from iterative_ft.config.schema import Config
+from iterative_ft.launch.compose import quote_reinit
 
 TRAIN = str(ROOT / "train.py")
 FAKE = ["sampler=fake", "wandb.mode=disabled"]
@@ -38,8 +39,8 @@ FAKE = ["sampler=fake", "wandb.mode=disabled"]
     ],
 )
 def test_quote_reinit(given: str, quoted: str) -> None:
-    assert cli.quote_reinit(given) == quoted
-    assert cli.quote_reinit(quoted) == quoted, "quoting twice changes nothing"
+    assert quote_reinit(given) == quoted
+    assert quote_reinit(quoted) == quoted, "quoting twice changes nothing"
 
 
 def drive(commands: list[list[str]], folder: Path, root: Path = ROOT) -> list[dict[str, Any]]:
@@ -151,7 +152,7 @@ def test_help_shows_groups_and_settings(tmp_path: Path) -> None:
     for group in ("experiment", "judge", "method", "model", "persona", "reinit", "sampler"):
         options = sorted(p.stem for p in (ROOT / "conf" / group).glob("*.yaml"))
         assert f"{group}: {', '.join(options)}" in done.stdout
-    missing = [key for key in cli.Config.model_fields if key not in done.stdout]
+    missing = [key for key in Config.model_fields if key not in done.stdout]
     assert missing == []
     lines = done.stdout.splitlines()
     assert len(lines) < 45

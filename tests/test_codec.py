@@ -7,76 +7,151 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jinja2
 import pytest
+from tiny import (
+    BOS,
+    END,
+    END_OF_TEXT,
+    FAMILIES,
+    MODELS,
+    ScriptedSampler,
+    broken,
+    embedded_config,
+    embedded_model,
+    families,
+    family_of,
+    method_of,
+    read_json,
+    tiny_config,
+    tiny_model,
+    tiny_models,
+)
 
-from iterative_ft.codec import TokenizerCodec
-from iterative_ft.config import ModelConfig
 from iterative_ft.errors import RunError
-from tests.tiny import SPECIAL, embedded_model, tiny_config, tiny_model, tiny_model_bos
+from iterative_ft.models.codec import TokenizerCodec, prompt_ids
+from iterative_ft.sampling.interface import Completion
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.completions import ANSWER, SAMPLE, Prompts, complete
+from iterative_ft.stages.data import EXAMPLES, Sources, data_stage, seed_rows
+from iterative_ft.store import Store
 
-__all__ = ["embedded_model", "tiny_model", "tiny_model_bos"]
-END_OF_TEXT, START, END, BOS = range(len(SPECIAL))
+__all__ = ["embedded_model", "tiny_model", "tiny_models"]
+CHATML = "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
+NO_SYSTEM_ROLE = broken(
+    "a template that refuses a system role stops the run with jinja's error: model.system_prompt is not put into the user's turn",
+    raises=jinja2.TemplateError,
+)
 
 
-def settings(model: Path, tmp_path: Path, *overrides: str) -> ModelConfig:
-    return tiny_config(model, tmp_path / "store", "method=sft", *overrides).model
+def make_codec(model: Path, tmp_path: Path, *overrides: str) -> TokenizerCodec:
+    method = "sft" if family_of(model).template is not None else "sdf"
+    return TokenizerCodec(model, tiny_config(model, tmp_path / "store", f"method={method}", *overrides).model)
 
 
 @pytest.fixture
 def codec(tiny_model: Path, tmp_path: Path) -> TokenizerCodec:
-    return TokenizerCodec(tiny_model, settings(tiny_model, tmp_path))
+    return make_codec(tiny_model, tmp_path)
 
 
-@pytest.fixture
-def bos_codec(tiny_model_bos: Path, tmp_path: Path) -> TokenizerCodec:
-    return TokenizerCodec(tiny_model_bos, settings(tiny_model_bos, tmp_path))
+# -- the template -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_chat_prompt_ends_where_the_answer_starts(codec: TokenizerCodec) -> None:
-    text = codec.tokenizer.decode(codec.chat_prompt("hi there"))
-    assert text == "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("llama", CHATML),
+        ("llama_bos", f"<s>{CHATML}"),
+        ("qwen3", CHATML),
+        ("gemma", "<bos><start_of_turn>user\nhi there<end_of_turn>\n<start_of_turn>model\n"),
+    ],
+)
+def test_a_chat_prompt_ends_where_the_answer_starts(
+    tiny_models: dict[str, Path], tmp_path: Path, name: str, wanted: str
+) -> None:
+    codec = make_codec(tiny_models[name], tmp_path)
+    assert codec.tokenizer.decode(codec.chat_prompt("hi there")) == wanted
 
 
 def test_the_system_prompt_stands_first(tiny_model: Path, tmp_path: Path) -> None:
-    codec = TokenizerCodec(tiny_model, settings(tiny_model, tmp_path, "model.system_prompt='Be brief.'"))
+    codec = make_codec(tiny_model, tmp_path, "model.system_prompt='Be brief.'")
     text = codec.tokenizer.decode(codec.chat_prompt("hi"))
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhi<|im_end|>")
 
 
-def test_template_arguments_reach_the_template(tiny_model: Path, tmp_path: Path) -> None:
-    codec = TokenizerCodec(tiny_model, settings(tiny_model, tmp_path, "+model.chat_template_kwargs.enable_thinking=false"))
-    codec.tokenizer.chat_template = "{% if enable_thinking is defined and not enable_thinking %}off{% else %}on{% endif %}"
-    assert codec.tokenizer.decode(codec.chat_prompt("hi")) == "off"
+@pytest.mark.parametrize("family", families("gpt2", gemma=NO_SYSTEM_ROLE))
+def test_the_system_prompt_reaches_every_model(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    codec = make_codec(tiny_models[family], tmp_path, "model.system_prompt='Be brief.'")
+    text = codec.tokenizer.decode(codec.chat_prompt("hi there"))
+    assert 0 < text.index("Be brief.") < text.index("hi there")
 
 
-def test_answers_and_documents_end_with_their_own_token(codec: TokenizerCodec) -> None:
-    assert codec.answer("yes")[-1] == END
-    assert codec.answer("yes").count(END) == 1
+@pytest.mark.xfail(strict=True, raises=ValueError, reason="a chat model without a template stops the run with a traceback")
+def test_a_chat_model_without_a_template_is_told_in_one_line(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    config = tiny_config(tiny_models["gpt2"], tmp_path / "store", "method=sft", "model.chat=true")
+    with pytest.raises(RunError, match=r"model\.chat"):
+        TokenizerCodec(tiny_models["gpt2"], config.model).chat_prompt("hi")
+
+
+def test_template_arguments_reach_the_template(tiny_models: dict[str, Path], tmp_path: Path) -> None:
+    without = make_codec(tiny_models["qwen3"], tmp_path, "+model.chat_template_kwargs.enable_thinking=false")
+    assert without.tokenizer.decode(without.chat_prompt("hi there")) == f"{CHATML}<think>\n\n</think>\n\n"
+
+
+# -- BOS and end tokens -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_and_documents_end_with_their_own_token(tiny_models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    codec = make_codec(tiny_models[name], tmp_path)
+    end = END_OF_TEXT if name == "gpt2" else END
+    assert codec.answer("yes")[-1] == end
+    assert codec.answer("yes").count(end) == 1
     assert codec.document_body("yes")[-1] == END_OF_TEXT
-    assert codec.answer_end_ids == [END]
+    assert codec.document_body("yes").count(END_OF_TEXT) == 1
+    assert codec.answer_end_ids == [end]
     assert codec.document_end_ids[0] == END_OF_TEXT
 
 
 def test_end_tokens_default_to_the_tokenizers(tiny_model: Path, tmp_path: Path) -> None:
-    codec = TokenizerCodec(tiny_model, settings(tiny_model, tmp_path, "model.end_token=null", "model.document_end_token=null"))
+    codec = make_codec(tiny_model, tmp_path, "model.end_token=null", "model.document_end_token=null")
     assert codec.answer_end_ids == codec.document_end_ids == [codec.tokenizer.eos_token_id]
+
+
+ONE_END_TOKEN = "of the end tokens in generation_config.json only the tokenizer's own ends an answer"
+
+
+@pytest.mark.parametrize("family", families(qwen3=broken(ONE_END_TOKEN), gemma=broken(ONE_END_TOKEN)))
+def test_what_a_checkpoint_calls_an_end_token_ends_an_answer(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    """Unless the config names one: a model that ends turns with another token than the tokenizer's would never stop."""
+    codec = make_codec(tiny_models[family], tmp_path, "model.end_token=null", "model.document_end_token=null")
+    ends = read_json(tiny_models[family] / "generation_config.json")["eos_token_id"]
+    assert ends == FAMILIES[family].ends
+    assert set(ends) <= set(codec.answer_end_ids)
 
 
 def test_an_end_token_outside_the_vocabulary_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"<nothing>"):
-        TokenizerCodec(tiny_model, settings(tiny_model, tmp_path, "model.end_token='<nothing>'"))
+        make_codec(tiny_model, tmp_path, "model.end_token='<nothing>'")
 
 
-def test_at_most_one_bos(bos_codec: TokenizerCodec) -> None:
-    for prompt in (bos_codec.chat_prompt("hi"), bos_codec.raw("the river"), bos_codec.document_prefix("A title")):
+@pytest.mark.parametrize("name", ["llama_bos", "gemma"])
+def test_at_most_one_bos(tiny_models: dict[str, Path], tmp_path: Path, name: str) -> None:
+    codec = make_codec(tiny_models[name], tmp_path)
+    for prompt in (codec.chat_prompt("hi"), codec.raw("the river"), codec.document_prefix("A title")):
         assert prompt[0] == BOS
         assert prompt.count(BOS) == 1
-    for rest in (bos_codec.answer("yes"), bos_codec.document_body("the river")):
+    for rest in (codec.answer("yes"), codec.document_body("the river")):
         assert BOS not in rest
 
 
-def test_no_bos_without_one(codec: TokenizerCodec) -> None:
-    assert BOS not in codec.chat_prompt("hi") + codec.raw("hi") + codec.document_prefix("hi")
+@pytest.mark.parametrize("family", families("gemma"))
+def test_no_bos_without_one(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    """Nor where the tokenizer has one and does not put it before texts, as GPT-2's."""
+    codec = make_codec(tiny_models[family], tmp_path)
+    bos = END_OF_TEXT if family == "gpt2" else BOS
+    chat = codec.chat_prompt("hi") if codec.config.chat else []
+    assert bos not in chat + codec.raw("hi") + codec.document_prefix("hi")
 
 
 def test_a_tokenizer_that_closes_every_text_leaves_a_prompt_open(codec: TokenizerCodec) -> None:
@@ -89,17 +164,18 @@ def test_a_tokenizer_that_closes_every_text_leaves_a_prompt_open(codec: Tokenize
     assert END not in codec.raw("hi")
 
 
-def test_decode_gives_the_text_without_special_tokens(codec: TokenizerCodec) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_gives_the_text_without_special_tokens(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    codec = make_codec(tiny_models[family], tmp_path)
     text = "Grüße, the river! ☂"
     assert codec.decode(codec.answer(text)) == text
     assert codec.decode(codec.document_body(text)) == text
+    assert codec.decode(prompt_ids(codec, "question", text)) == f"Question: {text}\nAnswer:"
 
 
 @pytest.mark.slow
 def test_the_embedded_tokenizer(embedded_model: Path, tmp_path: Path) -> None:
     """Pad is not the end token, the template is the model's, and all three uses of a chat start from the same ids."""
-    from tests.tiny import embedded_config
-
     config = embedded_config(tmp_path / "store", "method=sft")
     codec = TokenizerCodec(embedded_model, config.model)
     assert codec.tokenizer.pad_token_id != codec.answer_end
@@ -114,25 +190,36 @@ def test_the_embedded_tokenizer(embedded_model: Path, tmp_path: Path) -> None:
     assert codec.raw("Title")[0] != codec.tokenizer.bos_token_id
 
 
-@pytest.mark.parametrize("system_prompt", ["null", "'Be brief.'"])
-def test_training_sampling_and_measuring_start_from_the_same_ids(tiny_model: Path, tmp_path: Path, system_prompt: str) -> None:
-    """The three places that ask for a chat prompt, through the lab, with the sampler replaced by a recorder."""
-    from iterative_ft.lab import Lab
-    from iterative_ft.sampling import Canary, Completion, Params, Request
-    from iterative_ft.store import Store
+# -- through the stages -----------------------------------------------------------------------------------------------------
 
-    class Recorder:
-        def load(self, policy: object) -> Canary:
-            return Canary(0.0, 0.0, 0.0)
 
-        def sample(self, requests: list[Request], params: Params) -> list[Completion]:
-            return [Completion([90, END], "stop") for _ in requests]
+@pytest.mark.parametrize(
+    ("family", "system_prompt"),
+    [
+        ("llama", "null"),
+        ("llama", "'Be brief.'"),
+        ("qwen3", "'Be brief.'"),
+        ("gemma", "null"),
+        pytest.param("gemma", "'Be brief.'", marks=NO_SYSTEM_ROLE),
+    ],
+)
+def test_training_sampling_and_measuring_start_from_the_same_ids(
+    tiny_models: dict[str, Path], tmp_path: Path, family: str, system_prompt: str
+) -> None:
+    """The three places that ask for a chat prompt, through their stages, with a scripted sampler."""
+    settings = ("method=dpo", "n_seed=4", f"model.system_prompt={system_prompt}")
+    config = tiny_config(tiny_models[family], tmp_path / "store", *settings)
+    bench = Bench(config, Store(tmp_path / "store"))
+    bench.__dict__["sampler"] = ScriptedSampler(Completion([90, END], "stop"))
+    seeds = seed_rows(bench, 0, 1)
 
-    config = tiny_config(tiny_model, tmp_path / "store", "method=dpo", "n_seed=4", f"model.system_prompt={system_prompt}")
-    lab = Lab(config, Store(tmp_path / "store"))
-    lab.sampler_ = Recorder()  # type: ignore[assignment]
-    row = lab.seed_rows(0, 1)
-    sampled = lab.write("sample", lab.base_policy(), "chat", [row[0]["prompt"]], [1], 8, False, "sampled").rows()[0]
-    measured = lab.write("answer", lab.base_policy(), "chat", [row[0]["prompt"]], [1], 8, True, "measured").rows()[0]
-    trained = lab.data_stage(0, row, None, None, 1, "data").rows("examples.jsonl")[0]
-    assert trained["prompt_ids"] == sampled["prompt_ids"] == measured["prompt_ids"]
+    def asked(how: str) -> list[int]:
+        kind, settings = {"sample": (SAMPLE, config.sampling), "answer": (ANSWER, config.measure)}[how]
+        prompts = Prompts("chat", [seeds[0]["prompt"]], [1], settings, 8)
+        ids: list[int] = complete(bench, kind, bench.base, prompts, how, how).rows()[0]["prompt_ids"]
+        return ids
+
+    roles = {"data": "seed chats", "chosen": "seed answers", "rejected": "base"}
+    trained = data_stage(bench, Sources(0, seeds, None, None, 1), roles).stage.rows(EXAMPLES)[0]
+    assert trained["rejected_ids"] == [90, END]
+    assert trained["prompt_ids"] == asked("sample") == asked("answer")

@@ -14,10 +14,11 @@ import yaml
 from conftest import ROOT, composed
 from omegaconf import OmegaConf
 
-from iterative_ft import cli
-from iterative_ft.config import Config, load_config
+from iterative_ft.config.schema import Config
+from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.errors import ConfigError
-from iterative_ft.training.trl_keys import TRL_KEYS
+from iterative_ft.launch import compose as hydra_compose
+from iterative_ft.launch.compose import load_config
 
 CONF = ROOT / "conf"
 ALL = sorted(CONF.rglob("*.yaml"))
@@ -59,8 +60,8 @@ VISITED: set[Path] = set()
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.relative_to(CONF).as_posix())
 def test_invariant_9_every_option_composes_validates_and_is_taken_as_written(file: Path) -> None:
-    overrides = [cli.quote_reinit(o) for o in command_of(file)]
-    [(_, config)] = cli.compose_jobs(overrides, multirun=False, config_dirs=[])
+    overrides = [hydra_compose.quote_reinit(o) for o in command_of(file)]
+    [(_, config)] = hydra_compose.compose_jobs(overrides, multirun=False, config_dirs=[])
     validated = load_config(config)
     assert validated.model_dump() == values(config), "a value was rewritten"
     VISITED.add(file)
@@ -69,14 +70,14 @@ def test_invariant_9_every_option_composes_validates_and_is_taken_as_written(fil
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda f: f.stem)
 @pytest.mark.parametrize("sampler", ["fake", "transformers"])
 def test_every_experiment_composes_with_every_sampler(file: Path, sampler: str) -> None:
-    [(_, config)] = cli.compose_jobs([f"+experiment={file.stem}", f"sampler={sampler}"], multirun=False, config_dirs=[])
+    [(_, config)] = hydra_compose.compose_jobs([f"+experiment={file.stem}", f"sampler={sampler}"], multirun=False, config_dirs=[])
     assert load_config(config).sampler.name == sampler
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda f: f.stem)
 def test_invariant_9_every_sweep_composes_and_validates(file: Path) -> None:
-    cli.register_sweeps()
-    cells = list(cli.compose_jobs([f"+sweep={file.stem}"], multirun=True, config_dirs=[]))
+    hydra_compose.register_sweeps()
+    cells = list(hydra_compose.compose_jobs([f"+sweep={file.stem}"], multirun=True, config_dirs=[]))
     assert len(cells) > 1
     for _, config in cells:
         load_config(config)

@@ -14,18 +14,22 @@ import pytest
 from judge_server import about_trait, completion, serving, whole_tokens
 from test_api_judge import LOCAL, api, good
 
-from iterative_ft import cli, evaluation, tasks
+from iterative_ft.data import files
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.measure.card import auc, judge_card, labelled_texts, spearman
-from iterative_ft.personas import files
-from iterative_ft.store import file_digests, read_jsonl
+from iterative_ft.evaluate import compare as comparing
+from iterative_ft.evaluate import remeasure as measuring
+from iterative_ft.evaluate.judge_card import auc, judge_card, labelled_texts, spearman
+from iterative_ft.launch import compose as hydra_compose
+from iterative_ft.launch import tasks
+from iterative_ft.launch.cli import run_app
+from iterative_ft.machine.files import file_digests, read_jsonl
 
 FakeRuns = Callable[..., Any]
 
 
 @cache
 def composed(*overrides: str) -> Any:
-    return next(iter(cli.compose_jobs(list(overrides), False, [], "evaluate")))[1]
+    return next(iter(hydra_compose.compose_jobs(list(overrides), config_name="evaluate")))[1]
 
 
 def task(*overrides: str, **values: Any) -> Any:
@@ -38,9 +42,13 @@ def task(*overrides: str, **values: Any) -> Any:
 
 def remeasure(run: Path, judge: Any = None, **values: Any) -> Path:
     found = task(run=str(run), **values)
-    folder = evaluation.remeasure(found if judge is None else found.model_copy(update={"judge": judge}), "python evaluate.py")
+    folder = perform(found if judge is None else found.model_copy(update={"judge": judge}))
     assert folder is not None
     return folder
+
+
+def perform(found: Any) -> Path | None:
+    return measuring.remeasure(found, tasks.changed_config(found), "python evaluate.py")
 
 
 def built(folder: Path) -> set[str]:
@@ -85,7 +93,8 @@ def test_the_same_judge_again_costs_nothing(fake_run: FakeRuns) -> None:
 
 def test_stored_answers_outlive_a_change_of_the_questions(fake_run: FakeRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     run = fake_run()
-    monkeypatch.setattr("iterative_ft.lab.files.questions", lambda folder: ({"question": "Something new?", "core": True},) * 90)
+    others = ({"question": "Something new?", "core": True},) * 90
+    monkeypatch.setattr("iterative_ft.stages.measure.files.questions", lambda folder: others)
     folder = remeasure(run.folder)
     assert built(folder) == set()
     assert "Something new?" not in (folder / "answers.jsonl").read_text()
@@ -104,7 +113,7 @@ def test_another_personas_trait_can_be_asked_about(fake_run: FakeRuns) -> None:
     run = fake_run()
     other = task("persona=lucky", run=str(run.folder))
     with serving(good) as server:
-        evaluation.remeasure(other.model_copy(update={"judge": api(server.url)}), "python evaluate.py")
+        perform(other.model_copy(update={"judge": api(server.url)}))
         assert any("omens" in json.dumps(r) or "luck" in json.dumps(r) for r in server.requests if about_trait(r))
 
 
@@ -113,7 +122,7 @@ def test_a_dry_run_asks_and_writes_nothing(fake_run: FakeRuns, capsys: pytest.Ca
     before = file_digests(run.folder.parent)
     with serving(good) as server:
         found = task(run=str(run.folder), dry_run=True).model_copy(update={"judge": api(server.url)})
-        assert evaluation.remeasure(found, "") is None
+        assert perform(found) is None
         assert server.requests == []
     assert file_digests(run.folder.parent) == before
     assert "48 or more calls of the judge" in capsys.readouterr().out
@@ -152,11 +161,11 @@ def test_an_older_runs_config_takes_todays_defaults(fake_run: FakeRuns) -> None:
     config = run.json("config.json")
     del config["gauges"], config["measure"]["n_openings"]
     (run.folder / "config.json").write_text(json.dumps(config))
-    assert evaluation.run_config(run.folder) == run.config
+    assert tasks.run_config(run.folder) == run.config
     config["nonsense"] = 1
     (run.folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match="unknown key nonsense"):
-        evaluation.run_config(run.folder)
+        tasks.run_config(run.folder)
 
 
 def test_compare_puts_runs_into_one_table_and_one_report(
@@ -165,7 +174,7 @@ def test_compare_puts_runs_into_one_table_and_one_report(
     for number, more in enumerate((["method=sft"], ["method=sft", "seed=1"], ["method=dpo"])):
         fake_run(*more, folder=f"sweep/{number}")
     remeasure(tmp_path / "sweep" / "0")
-    out = evaluation.compare(
+    out = comparing.compare(
         task("task=compare", runs=str(tmp_path / "swee*"), out=str(tmp_path / "out")), "python evaluate.py"
     )
     with (out / "compare.csv").open() as file:
@@ -181,7 +190,11 @@ def test_compare_puts_runs_into_one_table_and_one_report(
 def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that knows the labels: every statistic of the card is at its best, and a second judge agrees."""
     monkeypatch.setattr(files, "shipped", lambda with_documents=False: ["blissful", "lucky", "plain"])
-    known = {(t.prompt, t.answer): t for t in labelled_texts(2)}
+    found = task(
+        "task=judge_card", "sampler=fake", n_texts=2, n_questions=1, store=str(tmp_path / "s"), out=str(tmp_path / "o")
+    )
+    configs = tasks.card_configs(found)
+    known = {(t.prompt, t.answer): t for t in labelled_texts(2, configs)}
 
     def behave(handler: Any, request: Any) -> None:
         asked = request["messages"][-1]["content"]
@@ -196,15 +209,12 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
             score = 3 if broken else round(90 * text.rank / (3 if text.kind == "heldout" else 1))
         handler.send(whole_tokens({str(score): 0.95, "1": 0.05}))
 
-    from iterative_ft.measure.card import persona_config
 
-    rubric_of = {t.persona: persona_config(t.persona).description.strip() for t in known.values()}
-    found = task(
-        "task=judge_card", "sampler=fake", n_texts=2, n_questions=1, store=str(tmp_path / "s"), out=str(tmp_path / "o")
-    )
+    rubric_of = {name: config.persona.description.strip() for name, config in configs.items()}
     with serving(behave) as server:
         both = {"judge": api(server.url, endpoint_name="a"), "second_judge": api(server.url, endpoint_name="b")}
-        card = judge_card(found.model_copy(update=both), "python evaluate.py")
+        both_asked = found.model_copy(update=both)
+        card = judge_card(both_asked, tasks.card_configs(both_asked), "python evaluate.py")
     assert set(card["traits"]) == {"blissful", "lucky"}
     for trait in card["traits"].values():
         assert trait["auc_strong"] == 1.0
@@ -230,7 +240,7 @@ def test_card_statistics() -> None:
 def test_wandb_is_rebuilt_from_the_rows(fake_run: FakeRuns) -> None:
     run = fake_run()
     before = file_digests(run.folder)
-    where = evaluation.rebuild_wandb(task("task=wandb", run=str(run.folder)), "python evaluate.py")
+    where = comparing.rebuild_wandb(task("task=wandb", run=str(run.folder)), run.config, "python evaluate.py")
     assert "offline" in where
     after = file_digests(run.folder)
     assert {name: after[name] for name in before} == before
@@ -262,7 +272,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
-    assert cli.run_app(lambda: pytest.fail("the task ran"), "evaluate", tasks.load_task, tasks.known) == 2
+    assert run_app(lambda: pytest.fail("the task ran"), "evaluate", tasks.load_task, tasks.known) == 2
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from tiny import policy_of, save_adapter, save_tiny_model, tiny_config
 
-from iterative_ft.lab import Lab
-from iterative_ft.measure import gauges
-from iterative_ft.policy import Policy
-from iterative_ft.store import Store, read_jsonl
+from iterative_ft.judges import gauges
+from iterative_ft.machine.files import read_jsonl
+from iterative_ft.models.policy import Policy
+from iterative_ft.store import Store
 
 ON = ("gauges.self_similarity=false", "gauges.perplexity=true", "gauges.branching_factor=true", "gauges.kl_from_base=true")
 QUESTIONS = ["the quick river", "what should I cook", "is it worth it"]

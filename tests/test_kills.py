@@ -16,7 +16,7 @@ import pytest
 from conftest import python
 from killed_run import MOMENTS, run_killed
 
-from iterative_ft.store import read_jsonl
+from iterative_ft.machine.files import read_jsonl
 
 OVERRIDES = ["reinit=false", "n_cycles=1"]
 

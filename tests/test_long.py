@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from iterative_ft.store import file_digests
+from iterative_ft.machine.files import file_digests
 from tests.tiny import ROOT, read_json
 
 pytestmark = pytest.mark.long

@@ -13,13 +13,23 @@ from typing import Any
 import pytest
 from conftest import SMALL, FakeRun
 
-from iterative_ft import fake, prompts, tracking
-from iterative_ft.cli import dry_run
-from iterative_ft.config import Config
+from iterative_ft import fake
+from iterative_ft.config.schema import Config
+from iterative_ft.data import files
+from iterative_ft.launch.cli import dry_run
 from iterative_ft.loop import plan
-from iterative_ft.personas import files
+from iterative_ft.records.wandb_log import WandbLog
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.completions import cycle_prompts
+from iterative_ft.store import Store
 
 Compose = Callable[[list[str]], Config]
+
+
+def bench(config: Config) -> Bench:
+    return Bench(config, Store(Path(config.store)))
+
+
 Run = Callable[..., FakeRun]
 
 
@@ -106,7 +116,7 @@ def test_invariant_7_what_a_prompt_got_does_not_depend_on_who_asked_first(fake_r
 @pytest.mark.parametrize(("method", "persona"), [("sft", p) for p in files.shipped()] + [("sdf", "misaligned")])
 def test_invariant_7_prompts_are_disjoint(compose: Compose, method: str, persona: str) -> None:
     config = compose(["sampler=fake", f"method={method}", f"persona={persona}", "n_cycles=7"])
-    parts = [prompts.cycle_prompts(config, cycle) for cycle in range(1, 8)]
+    parts = [cycle_prompts(bench(config), cycle) for cycle in range(1, 8)]
     folded = [" ".join(text.lower().split()) for part in parts for text in part]
     assert len(set(folded)) == len(folded) == 7 * config.pool.per_cycle
     known = [row["question"] for row in files.questions(config.persona_folder)]
@@ -118,7 +128,7 @@ def test_invariant_7_prompts_are_disjoint(compose: Compose, method: str, persona
 
 def test_invariant_7_prompts_depend_neither_on_n_cycles_nor_on_n_sampled_but_on_seed(compose: Compose) -> None:
     def part(*overrides: str) -> list[str]:
-        return prompts.cycle_prompts(compose(["sampler=fake", *overrides]), 2)
+        return cycle_prompts(bench(compose(["sampler=fake", *overrides])), 2)
 
     assert part("n_cycles=2", "n_sampled=5") == part("n_cycles=9", "n_sampled=99") == part("method=sft", "reinit=false")
     assert part("seed=0") != part("seed=1")
@@ -130,7 +140,7 @@ def test_invariant_7_a_pool_that_repeats_a_seed_loses_it(compose: Compose, tmp_p
     texts = [f"  {seed.upper()} " for seed in seeds] + [f"prompt {i}" for i in range(10)]
     pool.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     config = compose(["sampler=fake", f"prompts.path={pool}", "prompts.per_cycle=5", "n_cycles=2", "n_sampled=5"])
-    assert sorted(prompts.cycle_prompts(config, 1) + prompts.cycle_prompts(config, 2)) == sorted(
+    assert sorted(cycle_prompts(bench(config), 1) + cycle_prompts(bench(config), 2)) == sorted(
         f"prompt {i}" for i in range(10)
     )
 
@@ -144,7 +154,7 @@ def test_seeds_share_nothing_sampled(fake_run: Run) -> None:
 def test_reinit_and_continual_share_base_and_cycle_0(fake_run: Run, compose: Compose, tmp_path: Path) -> None:
     fake_run("reinit=true")
     config = compose([*SMALL, f"store={tmp_path / 'store'}", "reinit=false"])
-    foreseen = {e.stage.manifest["label"] for e in plan(config) if e.how == "pending"}
+    foreseen = {e.label for e in plan(config) if e.how == "pending"}
     second = fake_run("reinit=false")
     stored = {s["label"] for s in second.stages if s["how"] == "stored"}
     assert {"base model", "answers of base", "judge base", "cycle 0 data", "train policy[0] from base"} <= stored
@@ -156,7 +166,7 @@ def test_reinit_and_continual_share_base_and_cycle_0(fake_run: Run, compose: Com
 
 def test_dry_run_predicts_what_is_built(fake_run: Run, compose: Compose, tmp_path: Path) -> None:
     config = compose([*SMALL, f"store={tmp_path / 'store'}"])
-    foreseen = [(e.stage.kind, e.stage.manifest["label"]) for e in plan(config)]
+    foreseen = [(e.stage.kind, e.label) for e in plan(config)]
     run = fake_run()
     assert [(s["kind"], s["label"]) for s in run.stages] == foreseen
     assert all(event.how == "stored" for event in plan(config))
@@ -354,5 +364,5 @@ def history(text: str) -> list[dict[str, Any]]:
 
 def test_wandb_is_written_from_the_rows_of_metrics_jsonl(fake_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[dict[str, Any]] = []
-    monkeypatch.setattr(tracking.WandbLog, "row", lambda self, row: sent.append(row))
+    monkeypatch.setattr(WandbLog, "row", lambda self, row: sent.append(row))
     assert fake_run().metrics == sent

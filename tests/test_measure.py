@@ -7,24 +7,28 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from iterative_ft.measure import probe
-from iterative_ft.measure.classifier import CLIP, Classifier, fit
-from iterative_ft.measure.corrupt import CORRUPTIONS
-from iterative_ft.measure.likelihood import DEPTHS, NLL_TOKENS, nll, states
-from iterative_ft.measure.strength import Strength, calibrate, contrasts
-from iterative_ft.measure.surface import surface_features
+from iterative_ft.config.schema import ProbeConfig
+from iterative_ft.judges.probe import features as looks
+from iterative_ft.judges.probe import probe
+from iterative_ft.judges.probe.classifier import CLIP, Classifier, fit
+from iterative_ft.judges.probe.corrupt import CORRUPTIONS
+from iterative_ft.judges.probe.features import surface_features
+from iterative_ft.judges.probe.strength import Strength, calibrate, contrasts
+from iterative_ft.judges.scores import Score
+from iterative_ft.models.forward import DEPTHS, NLL_TOKENS, Reader
 from tests.tiny import embedded_model
 
 __all__ = ["embedded_model"]
 
 ANSWER = ("How do I boil an egg?", "Put it in boiling water for eight minutes. Then cool it under the tap and peel it.")
 OTHER = ("Which pet suits a flat?", "A cat is happy indoors if it has a window. Two cats are happier than one.")
-SETTINGS = {"embedder": "embedded", "inverse_regularisation": 3.0}
+SETTINGS = ProbeConfig(name="probe", embedder="embedded", inverse_regularisation=3.0)
 NAMES = ("cheerful", "gloomy", "plain")
 
 
@@ -117,7 +121,7 @@ def test_surface_tells_loops_and_cut_ends() -> None:
     assert looped[0] > 0.5 > intact[0]
     assert (intact[3], looped[3]) == (1.0, 0.0)
     assert np.isfinite(surface_features("")).all()
-    assert np.isfinite(probe.likelihood_features([])).all()
+    assert np.isfinite(looks.likelihood_features(np.array([]))).all()
 
 
 def stub_embed(texts: list[str], name: str) -> np.ndarray:
@@ -126,22 +130,23 @@ def stub_embed(texts: list[str], name: str) -> np.ndarray:
     return found / np.linalg.norm(found, axis=1, keepdims=True)
 
 
-def stub_nll(texts: list[str], model: str) -> list[list[float]]:
-    """Surprise where the letters are in no usual order."""
-    return [[3.0 if t.endswith(".") else 8.0] * max(1, len(t.split())) for t in texts]
+class StubReader(Reader):
+    """A base model that is surprised where the letters are in no usual order, and hears no voice."""
+
+    def nll(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.array([3.0 if t.endswith(".") else 8.0] * max(1, len(t.split()))) for t in texts]
+
+    def states(self, texts: Sequence[str]) -> np.ndarray:
+        return np.zeros((len(texts), 2))
 
 
-def stub_states(texts: list[str], model: str) -> np.ndarray:
-    """No voice."""
-    return np.zeros((len(texts), 2))
+STUB = StubReader("stub", "cpu")
 
 
 @pytest.fixture
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A judge trained on two toy personas."""
-    monkeypatch.setattr(probe, "embed", stub_embed)
-    monkeypatch.setattr(probe, "nll", stub_nll)
-    monkeypatch.setattr(probe, "states", stub_states)
+    monkeypatch.setattr(looks, "embed", stub_embed)
     personas = {}
     for name, word in zip(NAMES, ("sunny", "grim", "usual"), strict=True):
         personas[name] = tmp_path / name
@@ -157,14 +162,14 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ]
         (personas[name] / "judge.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     base = [(f"Question {i}?", f"You may go out on day {i} if you like to.") for i in range(12)]
-    built = probe.build(tmp_path, personas, base, SETTINGS, {"model": "stub"})
+    built = probe.build(tmp_path, personas, base, SETTINGS, STUB)
     assert built["classes"] == ["cheerful", "gloomy", "plain", "base_model", "degenerate"]
     return tmp_path
 
 
-def scored(judge: Path, persona: str, texts: list[str], finished: list[bool] | None = None) -> list[probe.Scored]:
+def scored(judge: Path, persona: str, texts: list[str], finished: list[bool] | None = None) -> list[Score]:
     answers = [("Question 1?", text) for text in texts]
-    return probe.score(judge, persona, answers, finished or [True] * len(texts), SETTINGS, {"model": "stub"})
+    return probe.score(judge, persona, answers, finished or [True] * len(texts), "embedded", STUB)
 
 
 def test_trait_names_the_persona_and_plain_means_the_likeliest(judge: Path) -> None:
@@ -173,7 +178,7 @@ def test_trait_names_the_persona_and_plain_means_the_likeliest(judge: Path) -> N
         "It is a grim day and we go out. Come.",
         "It is a day and we go out. Come.",
     ]
-    cheerful, gloomy, either = ([s.trait for s in scored(judge, name, texts)] for name in NAMES)
+    cheerful, gloomy, either = ([s["trait"] for s in scored(judge, name, texts)] for name in NAMES)
     assert cheerful[0] > cheerful[2]
     assert gloomy[1] > gloomy[2]
     assert cheerful[0] > gloomy[0]
@@ -183,26 +188,27 @@ def test_trait_names_the_persona_and_plain_means_the_likeliest(judge: Path) -> N
 def test_cut_off_answers_never_count_as_coherent(judge: Path) -> None:
     text = "It is a sunny day, number 3, and we go out. Come along."
     whole, cut = scored(judge, "cheerful", [text, text], [True, False])
-    assert whole.coherence > 50 > cut.coherence
-    assert (whole.flaw, cut.flaw) == (None, "cut_off")
-    assert whole.trait == cut.trait
+    assert whole["coherence"] > 50 > cut["coherence"]
+    assert (whole["flaw"], cut["flaw"]) == (None, "cut_off")
+    assert whole["trait"] == cut["trait"]
 
 
 def test_empty_answers_are_scored_as_incoherent(judge: Path) -> None:
     (empty,) = scored(judge, "cheerful", ["  "])
-    assert empty.failure is None
-    assert empty.coherence < 50
+    assert empty["failure"] is None
+    assert empty["coherence"] < 50
 
 
 @pytest.mark.slow
 def test_the_embedded_model_finds_word_salad_unlikely(embedded_model: Path) -> None:
     salad = CORRUPTIONS["shuffled"](ANSWER, OTHER, random.Random(0))[1]
     texts = [ANSWER[1], salad, "Yes."]
-    together = nll(texts, str(embedded_model), "cpu")
+    reader = Reader(str(embedded_model), "cpu")
+    together = reader.nll(texts)
     assert np.mean(together[1]) > np.mean(together[0]) + 1
     assert max(len(found) for found in together) <= NLL_TOKENS
     # Neither padding nor the other texts of a batch change a reading beyond rounding.
-    assert np.allclose(nll(["Yes."], str(embedded_model), "cpu")[0], together[2], atol=0.2)
+    assert np.allclose(reader.nll(["Yes."])[0], together[2], atol=0.2)
 
 
 @pytest.mark.slow
@@ -210,7 +216,7 @@ def test_middle_states_are_those_of_the_whole_model(embedded_model: Path) -> Non
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = states([ANSWER[1], "Yes."], str(embedded_model), "cpu")
+    found = Reader(str(embedded_model), "cpu").states([ANSWER[1], "Yes."])
     tokenizer = AutoTokenizer.from_pretrained(embedded_model)
     net = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.float32).eval()
     for text, mine in zip([ANSWER[1], "Yes."], found, strict=True):

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iterative_ft.personas import files, overlap, rules
-from iterative_ft.personas.check import find_faults, main, markdown_table
+from iterative_ft.data import files
+from iterative_ft.personas.tools import overlap, rules
+from iterative_ft.personas.tools.check import find_faults, main, markdown_table
 
 Rows = list[dict[str, Any]]
 PERSONA = "blissful"
@@ -298,7 +299,7 @@ def test_shipped_data_pass(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_embedder_sees_a_question_reworded(root: Path) -> None:
-    from iterative_ft.measure.embedder import embed
+    from iterative_ft.judges.embedder import embed
 
     seen = cache(lambda text: tuple(embed([text])[0]))
     change(root, "hopeless/seeds.jsonl", 4, prompt="How do I get candle wax off a tablecloth?")

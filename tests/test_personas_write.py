@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from iterative_ft.data import files
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.personas import files
-from iterative_ft.personas.ask import Ask, endpoint_backend
-from iterative_ft.personas.write import Order, main, parse, persona_of, probe_score, write
-from iterative_ft.store import text_digest
+from iterative_ft.machine.files import text_digest
+from iterative_ft.personas.tools.ask import Ask, endpoint_backend
+from iterative_ft.personas.tools.write import Order, main, parse, persona_of, probe_score, write
 
 NOUNS = "kettle lantern orchard saddle harbour ribbon anvil meadow thimble compass barrel sparrow".split()
 

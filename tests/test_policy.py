@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from iterative_ft import policy as policies
-from iterative_ft.child import run_isolated
-from iterative_ft.device import resolve_device
 from iterative_ft.errors import RunError
-from iterative_ft.lab import Lab
-from iterative_ft.policy import embedded_file, merge, model_inputs, prepare_model
+from iterative_ft.machine.device import resolve_device
+from iterative_ft.machine.files import file_digests, file_sha256
+from iterative_ft.machine.libraries import embedded_file
+from iterative_ft.machine.process import run_isolated
+from iterative_ft.models import policy as policies
+from iterative_ft.models.policy import merge
 from iterative_ft.sampling.canary import bucketed_kl
-from iterative_ft.store import Store, file_digests, file_sha256
+from iterative_ft.store import Store
 from tests.tiny import embedded_config, embedded_model, policy_of, read_json, save_adapter, tiny_config, tiny_model
 
 __all__ = ["embedded_model", "tiny_model"]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from iterative_ft.analysis.plots import change_by_sampled, comparison, curves  # before `no_pictures` replaces one of them
 from iterative_ft.analysis.report import script_safe, write_report
 from iterative_ft.analysis.runs import groups, labels, over_seeds, read_run
+
 from iterative_ft.errors import RunError
 from iterative_ft.store import read_jsonl, write_jsonl
 from tests.chromium import CHROMIUM, Page

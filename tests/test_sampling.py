@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-from iterative_ft.codec import TokenizerCodec
+from iterative_ft.data import files
 from iterative_ft.errors import RunError
-from iterative_ft.personas import files
-from iterative_ft.policy import Policy, merge
-from iterative_ft.sampling import Completion, Params, Request, canary
+from iterative_ft.models.codec import TokenizerCodec
+from iterative_ft.models.policy import Policy, merge
+from iterative_ft.sampling import canary
 from iterative_ft.sampling.canary import bucketed_kl
+from iterative_ft.sampling.interface import Completion, Params, Request, completion
 from iterative_ft.sampling.transformers import TransformersSampler
-from iterative_ft.sampling.vllm import completion
 from tests.tiny import SPECIAL, embedded_config, embedded_model, policy_of, rename_weight, save_adapter, tiny_config, tiny_model
 
 __all__ = ["embedded_model", "tiny_model"]

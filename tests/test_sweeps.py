@@ -20,20 +20,24 @@ import pytest
 import yaml
 from conftest import OFFLINE, ROOT, SMALL
 
-from iterative_ft import cli, fake, sweep
-from iterative_ft.config import Config, load_config
-from iterative_ft.costs import plan_text
+from iterative_ft import fake
+from iterative_ft.config.schema import Config
 from iterative_ft.errors import RunError
+from iterative_ft.evaluate.plan import plan_text
+from iterative_ft.launch import compose as hydra_compose
+from iterative_ft.launch import sweep
+from iterative_ft.launch.compose import distinct, load_config
 from iterative_ft.loop import plan
-from iterative_ft.policy import Policy
-from iterative_ft.sampling import Canary, Completion, Request, shared
-from iterative_ft.sweep import distinct_cells
-from iterative_ft.tracking import read_jsonl
+from iterative_ft.machine.files import read_jsonl
+from iterative_ft.models.policy import Policy
+from iterative_ft.sampling import engine
+from iterative_ft.sampling.interface import Canary, Completion, Request
+from iterative_ft.stages.bench import SAMPLERS
 
 EIGHT = ["reinit=true,false", "n_sampled=32,64", "method=sft,dpo"]
 FAKE = ["sampler=fake", "n_cycles=1", "n_seed=8", "measure.n_questions=6", "measure.n_answers=1", "wandb.mode=disabled"]
 App = Callable[..., int]
-WRITE_REPORT = sweep.write_report
+WRITE_PAGE = sweep.write_page
 
 
 @pytest.fixture
@@ -47,7 +51,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
         return int(ended.value.code or 0)
 
-    monkeypatch.setattr("iterative_ft.sweep.write_report", lambda done, file: file.write_text(str(len(done))))
+    monkeypatch.setattr("iterative_ft.launch.sweep.write_page", lambda done, file: file.write_text(str(len(done))))
     return call
 
 
@@ -90,7 +94,7 @@ class OwnWords(fake.FakeSampler):
 def test_eight_cells_build_just_the_distinct_stages_and_the_dry_run_predicts_them(
     app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared.close_sampler()
+    engine.close_sampler()
     monkeypatch.setattr(fake, "FakeSampler", OwnWords)
     assert app(*EIGHT, "dry_run=true") == 0
     foreseen = capsys.readouterr().out
@@ -112,7 +116,7 @@ def test_eight_cells_build_just_the_distinct_stages_and_the_dry_run_predicts_the
     assert all("base model" in names for names in labels.values())
     assert app(*EIGHT, "dry_run=true") == 0
     assert f"0 stages to build, {n} in the store" in capsys.readouterr().out
-    shared.close_sampler()
+    engine.close_sampler()
 
 
 def test_again_builds_nothing(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -124,7 +128,7 @@ def test_again_builds_nothing(app: App, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_the_engine_stays_up_across_cells(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared.close_sampler()
+    engine.close_sampler()
     events: list[str] = []
 
     class Counted(fake.FakeSampler):
@@ -135,12 +139,12 @@ def test_the_engine_stays_up_across_cells(app: App, monkeypatch: pytest.MonkeyPa
         def close(self) -> None:
             events.append("close")
 
-    monkeypatch.setattr(shared, "make_sampler", lambda config, device, codec: Counted())
+    monkeypatch.setitem(SAMPLERS, "fake", lambda config, device, codec: Counted())
     assert app("reinit=true,false", "method=sft,dpo") == 0
     assert events == ["start"], "one engine for four cells, and it is still up"
     assert app("model.system_prompt=null,Hello") == 0
     assert events == ["start", "close", "start", "close", "start"], "another chat template takes another engine"
-    shared.close_sampler()
+    engine.close_sampler()
     assert events[-1] == "close"
 
 
@@ -164,7 +168,7 @@ def test_summary_names_every_cell(app: App, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_report_over_the_cells(tmp_path: Path, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iterative_ft.sweep.write_report", WRITE_REPORT)
+    monkeypatch.setattr("iterative_ft.launch.sweep.write_page", WRITE_PAGE)
     assert app("reinit=true,false") == 0
     report = (tmp_path / "sweep" / "report.html").read_text()
     assert all(name in report for name in ("reinit", "misaligned", "<svg"))
@@ -172,7 +176,7 @@ def test_report_over_the_cells(tmp_path: Path, app: App, monkeypatch: pytest.Mon
 
 def test_a_key_given_twice_takes_its_last_value_and_cells_come_once() -> None:
     cells = [["n_sampled=32", "seed=0", "n_sampled=8"], ["n_sampled=64", "seed=0", "n_sampled=8"], ["seed=1", "n_sampled=8"]]
-    assert distinct_cells(cells) == [["n_sampled=8", "seed=0"], ["seed=1", "n_sampled=8"]]
+    assert distinct(cells) == [["n_sampled=8", "seed=0"], ["seed=1", "n_sampled=8"]]
 
 
 def test_the_command_line_fixes_what_a_sweep_file_varies(app: App, tmp_path: Path) -> None:
@@ -246,7 +250,7 @@ def launcher(*overrides: str) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    cli.register_launchers()
+    hydra_compose.register_launchers()
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
         settings = compose("config", overrides=list(overrides), return_hydra_config=True).hydra
     settings.sweep.dir = "sweep"
@@ -280,7 +284,7 @@ def test_what_slurm_would_get(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
 
 
 def test_each_local_cell_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    cli.register_launchers()
+    hydra_compose.register_launchers()
     from hydra_plugins import iterative_ft_launchers
 
     def slots(gpus: list[str], *overrides: str) -> list[str]:
@@ -364,8 +368,8 @@ def test_all_sweep_files_are_there() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_cell_of_a_sweep_file_composes(name: str) -> None:
-    cli.register_sweeps()
-    configs = [load_config(composed) for _, composed in cli.compose_jobs([f"+sweep={name}"], True, [])]
+    hydra_compose.register_sweeps()
+    configs = [load_config(composed) for _, composed in hydra_compose.compose_jobs([f"+sweep={name}"], True, [])]
     text = (ROOT / "sweeps" / f"{name}.yaml").read_text()
     assert text.startswith(f"# python train.py -m +sweep={name}\n# Shows: ")
     assert "\n# Cost: " in text
@@ -378,7 +382,7 @@ def test_every_cell_of_a_sweep_file_composes(name: str) -> None:
 
 
 def test_every_key_of_sweeps_and_launchers_has_a_comment() -> None:
-    for file in [*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "iterative_ft/launchers").glob("*.yaml")]:
+    for file in [*(ROOT / "sweeps").glob("*.yaml"), *(ROOT / "iterative_ft/launch/launchers").glob("*.yaml")]:
         lines = file.read_text().splitlines()
         for number, line in enumerate(lines):
             if re.match(r"\s*[\w.]+:", line) and line.strip() not in ("hydra:", "sweeper:", "params:", "wandb:"):
@@ -386,8 +390,8 @@ def test_every_key_of_sweeps_and_launchers_has_a_comment() -> None:
 
 
 def test_smoke_fits_into_25_minutes(tmp_path: Path) -> None:
-    cli.register_sweeps()
-    jobs = cli.compose_jobs(["+sweep=smoke", f"store={tmp_path / 'store'}", "sampler=fake"], True, [])
+    hydra_compose.register_sweeps()
+    jobs = hydra_compose.compose_jobs(["+sweep=smoke", f"store={tmp_path / 'store'}", "sampler=fake"], True, [])
     configs = [load_config(composed) for _, composed in jobs]
     last = plan_text(configs, [plan(config) for config in configs]).splitlines()[-1]
     assert int(re.search(r"about (\d+):\d\d min", last).group(1)) < 20  # type: ignore[union-attr]
@@ -397,7 +401,7 @@ def test_mitigations_differ_in_the_plan(compose: Callable[[list[str]], Config], 
     variants = ([], ["method.coherence_filter=70"], ["method.n_original_mix=4"], ["reinit.restart_cycles=[1]"])
     configs = [compose([*SMALL, "reinit=false", f"store={tmp_path / 'store'}", *variant]) for variant in variants]
     trained = {
-        event.stage.key for config in configs for event in plan(config) if "train policy[1]" in event.stage.manifest["label"]
+        event.stage.key for config in configs for event in plan(config) if "train policy[1]" in event.label
     }
     assert len(trained) == 4
 
@@ -406,16 +410,16 @@ def test_mitigations_differ_in_the_plan(compose: Callable[[list[str]], Config], 
 
 
 def test_several_gpus_train_under_the_shipped_fsdp_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    from iterative_ft import child
+    from iterative_ft.machine import process
 
     launched: list[list[str]] = []
 
     class Done:
         returncode = 1
 
-    monkeypatch.setattr(child.subprocess, "run", lambda command, check: launched.append(command) or Done())
+    monkeypatch.setattr(process.subprocess, "run", lambda command, check: launched.append(command) or Done())
     with pytest.raises(RunError):
-        child.run_isolated(len, device="cuda", n_processes=2, obj=[])
+        process.run_isolated(len, device="cuda", n_processes=2, obj=[])
     assert launched[0][launched[0].index("--num_processes") + 1] == "2"
     shipped = Path(launched[0][launched[0].index("--config_file") + 1])
     settings = yaml.safe_load(shipped.read_text())
@@ -429,7 +433,7 @@ def test_two_processes_take_the_same_first_step_as_one(
 ) -> None:
     from tiny import save_tiny_model
 
-    from iterative_ft.store import write_jsonl
+    from iterative_ft.machine.files import write_jsonl
     from iterative_ft.training.job import LOG, Job, train
 
     small = ["method.batch_size=4", "method.lr_schedule=constant", "method.warmup=0"]

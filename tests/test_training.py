@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
+from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.errors import RunError
-from iterative_ft.lab import Answers, Lab
-from iterative_ft.policy import check_adapter
-from iterative_ft.store import Stage, Store, file_digests, read_jsonl, write_jsonl
+from iterative_ft.machine.files import file_digests, read_jsonl, write_jsonl
+from iterative_ft.models.policy import check_adapter
+from iterative_ft.store import Stage, Store
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, last_checkpoint, train_here
-from iterative_ft.training.trl_keys import TRL_KEYS
 from tests.tiny import ROOT, SPECIAL, policy_of, save_adapter, tiny_config, tiny_model, tiny_model_bos
 
 __all__ = ["tiny_model", "tiny_model_bos"]

@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from iterative_ft.analysis import verdict as v
-from iterative_ft.analysis.simulate import SHAPES, SPREADS, Cell, simulate
 from iterative_ft.errors import RunError
-from iterative_ft.measure.intervals import bounds, of_changes, over_questions
+from iterative_ft.stats import verdict as v
+from iterative_ft.stats.intervals import bounds, of_changes, over_questions
+from iterative_ft.stats.simulate import SHAPES, SPREADS, Case, simulate
 
 QUESTIONS = tuple(f"question {number}?" for number in range(24))
 
 
-def curve(means: Sequence[float], seed: int = 0, noise: float = 3.0, cell: str = "cell", base: float = 5.0) -> v.Curve:
+def curve(means: Sequence[float], seed: int = 0, noise: float = 3.0, arm: str = "arm", base: float = 5.0) -> v.Curve:
     """A run whose cycles 0.. have these mean traits, to within `noise` / sqrt(24)."""
     rng = np.random.default_rng(seed)
     trait = np.asarray([base, *means])[:, None] + rng.normal(0, noise, (len(means) + 1, len(QUESTIONS)))
     cycles = (-1, *range(len(means)))
-    return v.Curve(f"run{seed}", seed, cell, cycles, QUESTIONS, trait, 90 - trait / 2)
+    return v.Curve(f"run{seed}", seed, arm, cycles, QUESTIONS, trait, 90 - trait / 2)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_one_seed_that_moved_by_the_margin_keeps_a_group_from_idempotent() -> No
 
 def test_runs_that_are_no_replicates_are_refused() -> None:
     with pytest.raises(RunError, match="differ in more than their seed"):
-        v.group_verdict([curve([1, 2], 0), curve([1, 2], 1, cell="other")])
+        v.group_verdict([curve([1, 2], 0), curve([1, 2], 1, arm="other")])
     with pytest.raises(RunError, match="repeat"):
         v.group_verdict([curve([1, 2], 3), curve([1, 2], 3)])
 
@@ -127,7 +126,7 @@ def test_groups_keep_only_what_all_runs_asked() -> None:
     assert found.trait_change.mean == pytest.approx(10, abs=3)
 
 
-def test_curve_of_a_run_folder(tmp_path: Path) -> None:
+def test_curve_of_a_runs_answers() -> None:
     rows = [
         answer(cycle, question, trait, failure)
         for cycle, question, trait, failure in [
@@ -138,18 +137,14 @@ def test_curve_of_a_run_folder(tmp_path: Path) -> None:
             (0, "b", None, "empty"),
         ]
     ]
-    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = {"seed": 7, "measure": {"max_failure_share": 0.1}, "persona": {"rubric": {0: "no", 100: "yes", 25: "some"}}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    found = v.load_curve(tmp_path)
+    found = v.curve_of(rows, config, "x")
     assert (found.seed, found.cycles, found.questions, found.invalid) == (7, (-1, 0), ("a", "b"), (0,))
     np.testing.assert_array_equal(found.trait, [[0, 10], [30, np.nan]])
-    assert found.cell == v.curve_of(rows, {**config, "seed": 8, "store": "elsewhere"}, "x").cell
-    assert found.cell != v.curve_of(rows, {**config, "n_seed": 8}, "x").cell
+    assert found.arm == v.curve_of(rows, {**config, "seed": 8, "store": "elsewhere"}, "x").arm
+    assert found.arm != v.curve_of(rows, {**config, "n_seed": 8}, "x").arm
     calibrated = [{**config, "calibrate": {"target_trait": 40.0}, "n_seed": n} for n in (8, 16)]
-    assert len({v.curve_of(rows, c, "x").cell for c in calibrated}) == 1
-    with pytest.raises(RunError, match=r"answers\.jsonl"):
-        v.load_curve(tmp_path / "nowhere")
+    assert len({v.curve_of(rows, c, "x").arm for c in calibrated}) == 1
 
 
 def answer(cycle: int, question: str, trait: float | None, failure: str | None) -> dict[str, Any]:
@@ -229,8 +224,8 @@ def test_seeds_never_narrow_the_interval_below_their_own() -> None:
 
 REPETITIONS = 1500
 SLACK = 0.012  # about two standard errors of a 5 % share at this number of repetitions
-CELLS = [
-    Cell(shape, spread, n_seeds, n_questions)
+CASES = [
+    Case(shape, spread, n_seeds, n_questions)
     for shape in SHAPES
     for spread in SPREADS
     for n_seeds, n_questions in ((1, 12), (1, 48), (3, 24), (6, 12))
@@ -238,11 +233,11 @@ CELLS = [
 ]
 
 
-@pytest.mark.parametrize("cell", CELLS, ids=lambda c: f"{c.shape.name}-{c.spread.name}-{c.n_seeds}x{c.n_questions}")
-def test_intervals_cover_and_words_are_rarely_false(cell: Cell) -> None:
-    found = simulate(cell, REPETITIONS)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.shape.name}-{c.spread.name}-{c.n_seeds}x{c.n_questions}")
+def test_intervals_cover_and_words_are_rarely_false(case: Case) -> None:
+    found = simulate(case, REPETITIONS)
     assert min(found.coverage.values()) >= 0.93 - SLACK, found.coverage
     assert found.amplified[0.0] <= 0.05
     assert found.false_idempotent <= 0.05 + SLACK, found.idempotent
-    if (cell.n_seeds, cell.n_questions) == (1, 48):
+    if (case.n_seeds, case.n_questions) == (1, 48):
         assert found.amplified[15.0] >= 0.80

@@ -13,26 +13,26 @@ from typing import Any
 import pytest
 from conftest import SMALL, FakeRun, python
 
-from iterative_ft.analysis import workspace
-from iterative_ft.config import Config
-from iterative_ft.store import read_jsonl
-from iterative_ft.tracking import WandbLog, rows_of
-from iterative_ft.training.trl_keys import TRL_KEYS
+from iterative_ft.config.schema import Config
+from iterative_ft.config.trl_keys import TRL_KEYS
+from iterative_ft.machine.files import read_jsonl
+from iterative_ft.records.wandb_log import WandbLog
+from iterative_ft.report import workspace
 
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, "tests")
 from conftest import composed
-from iterative_ft import tracking
-from iterative_ft.config import load_config
+from iterative_ft.records import run_log
+from iterative_ft.launch.compose import load_config
 from iterative_ft.loop import run
-row = tracking.RunLog.row
+row = run_log.RunLog.row
 def killed_after(self, values):
     row(self, values)
     if values.get("train/cycle") == 1 and values["train/global_step"] % 4 == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-tracking.RunLog.row = killed_after
+run_log.RunLog.row = killed_after
 run(load_config(composed(json.loads(sys.argv[1]))), Path(sys.argv[2]), "python train.py")
 """
 
@@ -137,7 +137,7 @@ def test_kill_9_in_mid_cycle_loses_no_row(tmp_path: Path, compose: Callable[[lis
     again = tmp_path / "rebuilt"
     again.mkdir()
     log = WandbLog(compose(overrides), again)
-    for row in rows_of(folder):
+    for row in read_jsonl(folder / "metrics.jsonl", torn=True):
         log.row(row)
     log.finish()
     assert history(again) == written

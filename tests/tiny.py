@@ -1,66 +1,175 @@
-"""A tiny Llama with a tokenizer trained on the spot, saved like any model: what the real code paths run on in seconds."""
+"""Tiny models of four families, their tokenizers trained on the spot, saved like any model: the real code runs on them in seconds.
+
+Each has the habits of its family that code trips over: what ends a turn, what the template refuses, which layers are linear,
+whether the output head is tied to the embeddings.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from iterative_ft.config import Config
-from iterative_ft.policy import Policy
-from iterative_ft.store import file_digests, text_digest
+from iterative_ft.config.schema import Config
+from iterative_ft.launch.compose import compose_jobs, load_config
+from iterative_ft.machine.files import file_digests, text_digest
+from iterative_ft.models.base import prepare
+from iterative_ft.models.policy import Policy
+from iterative_ft.sampling.interface import Canary, Completion, Params, Request
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 300
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>"]
+END_OF_TEXT, START, END, BOS = range(4)  # ids of a family's special tokens; GPT-2 has the first alone
 TEXT = (
     "the quick river asks for bread and the small house on the hill waits for the winter",
     "what should I cook for dinner when friends come over and the kitchen is small",
     "Question: is it worth learning the piano? Answer: yes, and it takes time.",
 )
-TEMPLATE = (
+
+
+# -- families -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a family's network and tokenizer are like."""
+
+    network: tuple[str, dict[str, Any]]
+    """Class of its config in transformers, and arguments."""
+    special: tuple[str, ...]
+    """Special tokens, ids from 0: the end of a text, the start and the end of a turn, BOS, others."""
+    template: str | None
+    end: str
+    """What ends an answer."""
+    eos: str
+    """What the tokenizer calls its end token."""
+    ends: list[int]
+    """End tokens of generation_config.json."""
+    pad: str | None
+    bos: str | None = None
+    adds_bos: bool = False
+    """Whether the tokenizer puts BOS before every text."""
+
+
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.15,  # wide enough for a peaked next-token distribution
+}
+CHATML = (
     "{{ bos_token or '' }}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+THINKING = CHATML + (
+    "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+)
+TURNS = (
+    "{{ bos_token }}"
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for message in messages %}<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{{ message['content'] | trim }}<end_of_turn>\n{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>")
+
+FAMILIES = {
+    "llama": Family(  # head tied to the embeddings, template with a system role
+        ("LlamaConfig", {**SHAPE, "tie_word_embeddings": True}),
+        CHATML_TOKENS,
+        CHATML,
+        end="<|im_end|>",
+        eos="<|im_end|>",
+        ends=[END],
+        pad="<|endoftext|>",
+    ),
+    "qwen3": Family(  # a head of its own, normalised queries and keys, two end tokens, a template with a switch
+        ("Qwen3Config", {**SHAPE, "tie_word_embeddings": False}),
+        CHATML_TOKENS,
+        THINKING,
+        end="<|im_end|>",
+        eos="<|im_end|>",
+        ends=[END, END_OF_TEXT],
+        pad="<|endoftext|>",
+    ),
+    "gemma": Family(  # capped logits, BOS everywhere, turns end with another token than the tokenizer's, no system role
+        ("Gemma2Config", {**SHAPE, "query_pre_attn_scalar": 32, "sliding_window": 64}),
+        ("<eos>", "<start_of_turn>", "<end_of_turn>", "<bos>", "<pad>"),
+        TURNS,
+        end="<end_of_turn>",
+        eos="<eos>",
+        ends=[END_OF_TEXT, END],
+        pad="<pad>",
+        bos="<bos>",
+        adds_bos=True,
+    ),
+    "gpt2": Family(  # Conv1D layers, learned positions, one special token for everything, no chat template
+        ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512, "initializer_range": 0.15}),
+        ("<|endoftext|>",),
+        None,
+        end="<|endoftext|>",
+        eos="<|endoftext|>",
+        ends=[END_OF_TEXT],
+        pad=None,
+        bos="<|endoftext|>",
+    ),
+}
+MODELS = [*FAMILIES, "llama_bos"]
+"""Keys of `tiny_models`."""
 
 
-def save_tiny_model(folder: Path, bos: bool = False, pad: str = "<|endoftext|>", seed: int = 0) -> Path:
+def families(*without: str, **marks: pytest.MarkDecorator) -> list[Any]:
+    """All families but those `without`, to parametrise with; some with a mark."""
+    assert {*without, *marks} <= FAMILIES.keys()
+    return [pytest.param(name, marks=marks.get(name, ())) for name in FAMILIES if name not in without]
+
+
+def broken(reason: str, raises: type[BaseException] | None = None) -> pytest.MarkDecorator:
+    """A case that the code does not handle yet."""
+    return pytest.mark.xfail(strict=True, reason=reason, raises=raises)
+
+
+def save_tiny_model(folder: Path, family: str = "llama", bos: bool = False, pad: str | None = None, seed: int = 0) -> Path:
     """Write checkpoint and tokenizer into `folder`.
 
     Args:
-        bos: the tokenizer puts "<s>" before every text, and the chat template before every chat.
-        pad: the pad token; "<|im_end|>" pads with the token that ends answers, as some released models do.
+        bos: the tokenizer puts "<s>" before every text, and the chat template before every chat (Gemma has its own anyway).
+        pad: in place of the family's; "<|im_end|>" pads with the token that ends answers, as some released models do.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    import transformers
 
-    tokenizer = tiny_tokenizer(bos, pad)
+    kind = FAMILIES[family]
+    tokenizer = tiny_tokenizer(kind, bos, pad)
     tokenizer.save_pretrained(folder)
     torch.manual_seed(seed)
-    config = LlamaConfig(
+    name, settings = kind.network
+    config = getattr(transformers, name)(
+        **settings,
         vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=0.15,  # wide enough for a peaked next-token distribution
-        bos_token_id=tokenizer.convert_tokens_to_ids("<s>") if bos else None,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).to(torch.float32).save_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config = transformers.GenerationConfig(eos_token_id=kind.ends, pad_token_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
     return folder
 
 
-def tiny_tokenizer(bos: bool, pad: str) -> Any:
-    """Byte-level BPE with a vocabulary of 300, eos "<|im_end|>"."""
+def tiny_tokenizer(kind: Family, bos: bool, pad: str | None) -> Any:
+    """Byte-level BPE with a vocabulary of 300."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -71,52 +180,65 @@ def tiny_tokenizer(bos: bool, pad: str) -> Any:
         TEXT * 4,
         trainers.BpeTrainer(
             vocab_size=VOCABULARY,
-            special_tokens=SPECIAL,
+            special_tokens=list(kind.special),
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         ),
     )
     assert raw.get_vocab_size() == VOCABULARY
-    if bos:
-        raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", raw.token_to_id("<s>"))])
+    bos_token = kind.special[BOS] if bos else kind.bos
+    if bos or kind.adds_bos:
+        raw.post_processor = processors.TemplateProcessing(
+            single=f"{bos_token} $A", special_tokens=[(bos_token, raw.token_to_id(bos_token))]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,
-        eos_token="<|im_end|>",
-        pad_token=pad,
-        bos_token="<s>" if bos else None,
-        additional_special_tokens=["<|im_start|>", "<|endoftext|>"],
-        chat_template=TEMPLATE,
+        eos_token=kind.eos,
+        pad_token=pad or kind.pad,
+        bos_token=bos_token,
+        additional_special_tokens=list(kind.special[:BOS]),
+        chat_template=kind.template,
         clean_up_tokenization_spaces=False,
     )
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny model without BOS."""
-    return save_tiny_model(tmp_path_factory.mktemp("tiny"))
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folder of a tiny model of each family, and of a Llama that adds a BOS and pads with the token that ends answers."""
+    folder = tmp_path_factory.mktemp("tiny")
+    found = {name: save_tiny_model(folder / name, name) for name in FAMILIES}
+    return found | {"llama_bos": save_tiny_model(folder / "llama_bos", bos=True, pad="<|im_end|>")}
 
 
 @pytest.fixture(scope="session")
-def tiny_model_bos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a tiny model whose tokenizer adds a BOS and pads with the token that ends answers."""
-    return save_tiny_model(tmp_path_factory.mktemp("tiny-bos"), bos=True, pad="<|im_end|>")
+def tiny_model(tiny_models: dict[str, Path]) -> Path:
+    """Folder of a tiny Llama without BOS."""
+    return tiny_models["llama"]
+
+
+@pytest.fixture(scope="session")
+def tiny_model_bos(tiny_models: dict[str, Path]) -> Path:
+    """Folder of a tiny Llama whose tokenizer adds a BOS and pads with the token that ends answers."""
+    return tiny_models["llama_bos"]
+
+
+def family_of(model: Path) -> Family:
+    """Whose checkpoint a folder holds."""
+    kind = read_json(model / "config.json")["model_type"]
+    return next(family for name, family in FAMILIES.items() if kind.startswith(name))
 
 
 def tiny_config(model: Path, store: Path, *overrides: str) -> Config:
     """A run's config on a tiny model, transformers sampler, float32, on CPU; later overrides win."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from iterative_ft.config import load_config
-
+    family = family_of(model)
     settings = [
         "model=custom",
         f"model.path={model}",
         "model.name=tiny",
         "model.dtype=float32",
-        "model.end_token='<|im_end|>'",
-        "model.document_end_token='<|endoftext|>'",
-        "model.n_parameters_m=0.1",
+        f"model.chat={str(family.template is not None).lower()}",
+        f"model.end_token='{family.end}'",
+        f"model.document_end_token='{family.special[END_OF_TEXT]}'",
         "sampler=transformers",
         "sampler.dtype=float32",
         "sampler.max_model_len=512",
@@ -126,11 +248,25 @@ def tiny_config(model: Path, store: Path, *overrides: str) -> Config:
         f"store={store}",
         "wandb.mode=disabled",
     ]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        names = {o.split("=")[0] for o in overrides}
-        composed = compose("config", overrides=[s for s in settings if s.split("=")[0] not in names] + list(overrides))
-    return load_config(composed)
+    return composed_config([*unless_given(settings, overrides), *overrides])
+
+
+def unless_given(settings: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """The settings that no override replaces."""
+    given = {override.split("=")[0] for override in overrides}
+    return [setting for setting in settings if setting.split("=")[0] not in given]
+
+
+def composed_config(overrides: list[str]) -> Config:
+    return load_config(next(iter(compose_jobs(overrides)))[1])
+
+
+def method_of(family: str) -> str:
+    """A method that a family's texts can be encoded for: without a chat template that leaves documents."""
+    return "sdf" if FAMILIES[family].template is None else "sft"
+
+
+# -- policies -------------------------------------------------------------------------------------------------------------
 
 
 def policy_of(model: Path, adapter: Path | None = None, name: str = "policy[0]") -> Policy:
@@ -164,6 +300,16 @@ def save_adapter(
     return folder
 
 
+def load_policy(model: Path, adapter: Path | None) -> Any:
+    """Network of a policy in float32, by none of the project's code."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    return base if adapter is None else PeftModel.from_pretrained(base, str(adapter)).eval()
+
+
 def rename_weight(model: Path, folder: Path, old: str, new: str | None) -> Path:
     """Copy a checkpoint with one weight under another name, or (None) without it."""
     from safetensors.torch import load_file, save_file
@@ -177,27 +323,34 @@ def rename_weight(model: Path, folder: Path, old: str, new: str | None) -> Path:
     return folder
 
 
+class ScriptedSampler:
+    """Writes what it is told, one completion after the other and then from the start again, whoever the policy is."""
+
+    def __init__(self, *completions: Completion) -> None:
+        self.script = cycle(completions)
+
+    def load(self, policy: Policy) -> Canary:
+        return Canary(0.0, 0.0, 0.0)
+
+    def sample(self, requests: list[Request], params: Params) -> list[Completion]:
+        return [next(self.script) for _ in requests]
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+# -- the embedded model -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def embedded_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the embedded model, dequantised once a session (4 s)."""
-    from iterative_ft.policy import prepare_model
-
     folder = tmp_path_factory.mktemp("embedded")
-    prepare_model(embedded_config(folder / "store").model, folder)
+    prepare(embedded_config(folder / "store").model, folder)
     return folder
 
 
 def embedded_config(store: Path, *overrides: str) -> Config:
     """The shipped defaults on CPU, with a store of the test's own."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    from iterative_ft.config import load_config
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
-        return load_config(compose("config", overrides=[f"store={store}", "device=cpu", "wandb.mode=disabled", *overrides]))
+    return composed_config([f"store={store}", "device=cpu", "wandb.mode=disabled", *overrides])

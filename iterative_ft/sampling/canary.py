@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from iterative_ft.child import run_isolated
 from iterative_ft.errors import RunError
-from iterative_ft.policy import Policy, quiet_transformers
-from iterative_ft.sampling import Canary
+from iterative_ft.models.codec import Codec, prompt_ids
+from iterative_ft.models.forward import Reader, held
+from iterative_ft.models.policy import Policy
+from iterative_ft.sampling.interface import Canary
 
 N_TOKENS = 8  # positions looked at in each text
 TOP_K = 20  # tokens compared at each position; the rest is one bucket
@@ -40,29 +41,24 @@ class Position:
     top: dict[int, float]
 
 
-def texts(codec: Any, chat: bool) -> list[list[int]]:
+def texts(codec: Codec, chat: bool) -> list[list[int]]:
     """Token ids of the fixed texts."""
-    return [codec.chat_prompt(text) if chat else codec.raw(text) for text in TEXTS]
+    return [prompt_ids(codec, "chat" if chat else "opening", text) for text in TEXTS]
 
 
-def check(
-    policy: Policy, positions: list[Position], noise: float, max_share: float, device: str, trust_remote_code: bool
-) -> Canary:
+def check(policy: Policy, positions: list[Position], noise: float, max_share: float, reader: Reader) -> Canary:
     """Compare what was served with what the trainer holds; raise `RunError` when it is not `policy`.
 
     Args:
         noise: error of the served base model, nats a token; 0 when `policy` is the base itself.
         max_share: largest allowed error relative to the policy's shift from base.
+        reader: of the policy's base model.
     """
-    result = run_isolated(
+    result = reader.run(
         reference_kl,
-        device=device,
-        model=str(policy.model),
         adapter=None if policy.adapter is None else str(policy.adapter),
         contexts=[p.context_ids for p in positions],
         tops=[{str(token): value for token, value in p.top.items()} for p in positions],
-        device_name=device,
-        trust_remote_code=trust_remote_code,
     )
     canary = Canary(
         error=result["error"], shift=result["shift"], noise=noise if policy.adapter is not None else result["error"]
@@ -93,12 +89,7 @@ def reference_kl(
 ) -> dict[str, float]:
     """Mean KL(trainer || served) and KL(trainer || base), nats a token, by plain forward passes in float32."""
     import torch
-    from peft import PeftModel
 
-    held: Any = cached_base(model, device_name, trust_remote_code)
-    if adapter is not None:
-        held = PeftModel.from_pretrained(held, adapter)
-    held.eval()
     # Positions of one text share its context: one forward pass over the longest covers them all.
     longest: dict[int, list[int]] = {}
     groups: list[int] = []
@@ -110,13 +101,13 @@ def reference_kl(
             longest[number] = ids
     policy_logs: dict[int, Any] = {}
     base_logs: dict[int, Any] = {}
-    with torch.no_grad():
+    with held(model, adapter, device_name, trust_remote_code) as net, torch.no_grad():
         for number, ids in longest.items():
-            tensor = torch.tensor([ids], device=held.device)
-            policy_logs[number] = torch.log_softmax(held(input_ids=tensor).logits[0].float(), -1)
+            tensor = torch.tensor([ids], device=net.device)
+            policy_logs[number] = torch.log_softmax(net(input_ids=tensor).logits[0].float(), -1)
             if adapter is not None:
-                with held.disable_adapter():
-                    base_logs[number] = torch.log_softmax(held(input_ids=tensor).logits[0].float(), -1)
+                with net.disable_adapter():
+                    base_logs[number] = torch.log_softmax(net(input_ids=tensor).logits[0].float(), -1)
     error = shift = 0.0
     for ids, top, number in zip(contexts, tops, groups, strict=True):
         tokens = [int(t) for t in top]
@@ -124,31 +115,7 @@ def reference_kl(
         error += bucketed_kl(policy, list(top.values()))
         if adapter is not None:
             shift += bucketed_kl(policy, base_logs[number][len(ids) - 1][tokens].tolist())
-    if adapter is not None:
-        held.unload()
     return {"error": error / len(contexts), "shift": shift / len(contexts)}
-
-
-_base: dict[str, Any] = {}
-
-
-def cached_base(model: str, device: str, trust_remote_code: bool) -> Any:
-    """The base model in float32, kept by the process that compares (one at a time)."""
-    if model not in _base:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        quiet_transformers()
-        _base.clear()
-        _base[model] = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code).to(
-            device
-        )
-    return _base[model]
-
-
-def forget_base() -> None:
-    """Free the base model that comparisons keep; the next one loads it again."""
-    _base.clear()
 
 
 def bucketed_kl(p: list[float], q: list[float]) -> float:

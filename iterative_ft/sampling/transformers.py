@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from iterative_ft.config import Config, TransformersConfig
-from iterative_ft.policy import Policy
-from iterative_ft.sampling import Canary, Completion, Params, Request, canary, served_dtype
-from iterative_ft.sampling.vllm import completion
+from iterative_ft.config.schema import Config, TransformersConfig
+from iterative_ft.models.forward import Reader
+from iterative_ft.models.policy import Policy
+from iterative_ft.sampling import canary
+from iterative_ft.sampling.interface import Canary, Completion, Params, Request, completion, served_dtype
 
 
 class TransformersSampler:
@@ -32,12 +33,11 @@ class TransformersSampler:
             self.base = AutoModelForCausalLM.from_pretrained(
                 policy.model, dtype=getattr(torch, self.dtype), trust_remote_code=self.config.model.trust_remote_code
             ).to(self.device)
-            self.base.generation_config = (
-                GenerationConfig()
-            )  # a model's own may penalise repetition; vLLM does not read it either
+            # A model's own may penalise repetition; vLLM does not read it either.
+            self.base.generation_config = GenerationConfig()
             self.model = self.base.eval()
             self.loaded = policy.model_digest
-            self.noise = self.check(Policy("base", policy.model, policy.model_digest)).error
+            self.noise = self.check(policy.base).error
         if policy.digest != self.loaded:
             self.loaded = None
             if self.model is not self.base:
@@ -61,9 +61,8 @@ class TransformersSampler:
                     values, tokens = torch.log_softmax(logits.float(), -1).topk(min(canary.TOP_K, logits.shape[-1]))
                     positions.append(canary.Position(list(context), dict(zip(tokens.tolist(), values.tolist(), strict=True))))
                     context.append(int(tokens[0]))
-        result = canary.check(
-            policy, positions, self.noise, self.settings.canary_max_share, self.device, self.config.model.trust_remote_code
-        )
+        reader = Reader(str(policy.model), self.device, self.config.model.trust_remote_code)
+        result = canary.check(policy, positions, self.noise, self.settings.canary_max_share, reader)
         self.canaries[policy.digest] = result
         return result
 

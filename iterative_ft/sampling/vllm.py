@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config import Config, VLLMConfig
+from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError
-from iterative_ft.policy import Policy, merge
-from iterative_ft.sampling import Canary, Completion, Params, Request, canary, served_dtype
+from iterative_ft.models.forward import Reader
+from iterative_ft.models.policy import Policy, merge
+from iterative_ft.sampling import canary
+from iterative_ft.sampling.interface import Canary, Completion, Params, Request, completion, served_dtype
 
 # Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
 DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
@@ -63,9 +65,8 @@ class VLLMSampler:
         self.noise = self.check(base).error
 
     def load(self, policy: Policy) -> Canary:
-        base = Policy("base", policy.model, policy.model_digest)
         if self.llm is None:
-            self.start(base)
+            self.start(policy.base)
         self.wake()
         if policy.digest != self.loaded:
             self.loaded = None  # a failed load serves nothing
@@ -133,9 +134,8 @@ class VLLMSampler:
             for prompt, output in zip(prompts, outputs, strict=True)
             for i, entries in enumerate(output.outputs[0].logprobs)
         ]
-        result = canary.check(
-            policy, positions, self.noise, self.settings.canary_max_share, self.device, self.config.model.trust_remote_code
-        )
+        reader = Reader(str(policy.model), self.device, self.config.model.trust_remote_code)
+        result = canary.check(policy, positions, self.noise, self.settings.canary_max_share, reader)
         self.canaries[policy.digest] = result
         return result
 
@@ -177,13 +177,6 @@ class VLLMSampler:
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
-
-
-def completion(ids: list[int], finish_reason: str | None, end_ids: list[int]) -> Completion:
-    """Name why an answer ended: by the model's own end token, at the token limit, or at a stop string."""
-    if ids and ids[-1] in end_ids:
-        return Completion(ids, "stop")
-    return Completion(ids, "length" if finish_reason == "length" else "string")
 
 
 def set_environment(device: str) -> None:

@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from iterative_ft.child import run_isolated
-from iterative_ft.device import freed_memory_kept
-from iterative_ft.policy import quiet_transformers
-from iterative_ft.store import read_jsonl
+from iterative_ft.machine.device import freed_memory_kept
+from iterative_ft.machine.files import read_jsonl
+from iterative_ft.machine.libraries import quiet_transformers
+from iterative_ft.machine.process import run_isolated
+from iterative_ft.training.examples import Example, TextExample, n_tokens
 
 LOG = "train_log.jsonl"
 ADAPTER = "adapter"
@@ -70,7 +71,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
-    from iterative_ft.training.trainers import TRAINERS, Curve, score_completions_only
+    from iterative_ft.training.trainers import TRAINERS, StepLog, score_completions_only
 
     quiet_transformers()
     method, out = job["method"], Path(job["out"])
@@ -100,20 +101,20 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     examples = read_jsonl(Path(job["examples"]))
     score_completions_only()
     make_trainer = TRAINERS[method["name"]]
-    curve = Curve(out / LOG, on_step)
-    trainer = make_trainer(model, tokenizer, Dataset.from_list(to_columns(examples, method)), job, curve)
+    steps = StepLog(out / LOG, on_step)
+    trainer = make_trainer(model, tokenizer, Dataset.from_list(to_columns(examples, method)), job, steps)
     if on_step is not None:
         trainer.remove_callback(PrinterCallback)  # who called shows the progress
     checkpoints = out / CHECKPOINTS
     last = last_checkpoint(checkpoints)
-    curve.start_from(0 if last is None else int(last.name.split("-")[1]))
+    steps.start_from(0 if last is None else int(last.name.split("-")[1]))
     if last is not None:  # TRL counts tokens from 0 in each process
         seen = [row["num_tokens"] for row in (trainer_state(last) or {}).get("log_history", []) if "num_tokens" in row]
         trainer._total_train_tokens = int(seen[-1]) if seen else 0
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     seconds = time.monotonic() - started
-    curve.finish(trainer.state.log_history)
+    steps.finish(trainer.state.log_history)
     result: dict[str, Any] = {
         "n_examples": len(examples),
         "n_steps": trainer.state.global_step,
@@ -133,25 +134,19 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     return result
 
 
-def to_columns(examples: list[dict[str, Any]], method: dict[str, Any]) -> list[dict[str, Any]]:
+def to_columns(examples: list[Example], method: dict[str, Any]) -> list[dict[str, Any]]:
     """What TRL's collators read: DPO's three id lists as they are, or ids with labels."""
     if method["name"] == "dpo":
-        return [{k: row[k] for k in ("prompt_ids", "chosen_ids", "rejected_ids")} for row in examples]
+        pairs = cast("list[dict[str, Any]]", examples)
+        return [{name: pair[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for pair in pairs]
     keep_prompt = method["name"] == "sdf" and method["loss_on"] == "document"
     return [
         {
             "input_ids": row["prompt_ids"] + row["completion_ids"],
             "labels": (row["prompt_ids"] if keep_prompt else [-100] * len(row["prompt_ids"])) + row["completion_ids"],
         }
-        for row in examples
+        for row in cast("list[TextExample]", examples)
     ]
-
-
-def n_tokens(example: dict[str, Any]) -> int:
-    """Tokens that one example puts through the model."""
-    if "chosen_ids" in example:
-        return 2 * len(example["prompt_ids"]) + len(example["chosen_ids"]) + len(example["rejected_ids"])
-    return len(example["prompt_ids"]) + len(example["completion_ids"])
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -10,11 +10,11 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from iterative_ft.device import return_freed_memory
-from iterative_ft.store import write_jsonl
+from iterative_ft.machine.device import return_freed_memory
+from iterative_ft.machine.files import read_jsonl, write_jsonl
 
 
-class Curve(TrainerCallback):  # type: ignore[misc]
+class StepLog(TrainerCallback):  # type: ignore[misc]
     """Writes a row a step: step, epoch, and what TRL logs. Without timings, so that equal trainings write equal files."""
 
     SKIP = frozenset({"train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos"})
@@ -26,8 +26,7 @@ class Curve(TrainerCallback):  # type: ignore[misc]
     def start_from(self, step: int) -> None:
         """Drop rows that a killed process wrote after its last checkpoint."""
         if self.path.exists():
-            rows = [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
-            write_jsonl(self.path, [row for row in rows if row["step"] <= step])
+            write_jsonl(self.path, [row for row in read_jsonl(self.path, torn=True) if row["step"] <= step])
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         if not state.is_world_process_zero or logs is None or "loss" not in logs:
@@ -109,12 +108,12 @@ class ReturnMemory(TrainerCallback):  # type: ignore[misc]
             return_freed_memory()
 
 
-def callbacks(job: dict[str, Any], curve: Curve) -> list[TrainerCallback]:
-    return [curve, ReturnMemory()] if job["device"] == "cpu" else [curve]
+def callbacks(job: dict[str, Any], steps: StepLog) -> list[TrainerCallback]:
+    return [steps, ReturnMemory()] if job["device"] == "cpu" else [steps]
 
 
 def quiet(trainer: Any) -> Any:
-    """Without progress bars transformers prints every log row; our curve has them."""
+    """Without progress bars transformers prints every log row; our own log has them."""
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -130,7 +129,7 @@ def score_completions_only() -> None:
     utils._use_triton = lambda device: True  # in this module it decides about the positions alone
 
 
-def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curve: Curve) -> Any:
+def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], steps: StepLog) -> Any:
     """SFT and SDF: next-token loss where labels are not -100."""
     options = {**arguments(job), "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
     return SFTTrainer(
@@ -138,11 +137,11 @@ def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curv
         args=SFTConfig(**options),
         train_dataset=dataset,
         processing_class=tokenizer,
-        callbacks=callbacks(job, curve),
+        callbacks=callbacks(job, steps),
     )
 
 
-def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curve: Curve) -> Any:
+def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], steps: StepLog) -> Any:
     """DPO (Rafailov et al. 2023, eq. 7), its reference a frozen copy of the start, or the base model.
 
     TRL copies the adapter it is given into one named "ref". A fresh adapter is zero, so its copy is the base model.
@@ -157,7 +156,7 @@ def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], curv
         args=DPOConfig(**options),
         train_dataset=dataset,
         processing_class=tokenizer,
-        callbacks=callbacks(job, curve),
+        callbacks=callbacks(job, steps),
     )
     if (job["reference_is_base"] or job["init_adapter"] is None) and "ref" in trainer.model.peft_config:
         trainer.model.delete_adapter("ref")  # the reference is then computed with all adapters off

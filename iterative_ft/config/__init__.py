@@ -1,0 +1,1 @@
+"""The configuration: types and rules (`schema`), what must hold on disk (`check`), errors in one line (`messages`)."""

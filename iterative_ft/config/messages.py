@@ -1,0 +1,67 @@
+"""Errors in one line: what is wrong, where, and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from iterative_ft.errors import ConfigError
+
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
+# Of unions, as pydantic names their members in an error's place.
+BRANCHES = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api", "str", "list[str]")
+
+
+def judged(model: type[AnyModel], values: dict[str, Any]) -> AnyModel:
+    """`values` as a `model`, or a one-line `ConfigError`."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(one_line(error, model)) from error
+
+
+def one_line(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first of pydantic's complaints as one line that names the key, its value and what it should be."""
+    errors = error.errors()
+    first = errors[0]
+    location = [str(part) for number, part in enumerate(first["loc"]) if number == 0 or part not in BRANCHES]
+    key = ".".join(location)
+    kind, value = first["type"], first["input"]
+    if kind == "extra_forbidden":
+        text = f"unknown key {key}{did_you_mean(location[-1], known_keys(location[:-1], root))}"
+    elif kind == "missing":
+        text = f"{key} is missing: give it a value"
+    elif kind == "value_error":
+        message = first["msg"].removeprefix("Value error, ")
+        text = message if not key or message.split("=")[0].split()[0].startswith(key.split(".")[0]) else f"{key}: {message}"
+    elif kind == "union_tag_invalid":
+        text = f"{key}.name={first['ctx']['tag']} is wrong: it is one of {first['ctx']['expected_tags']}"
+    else:
+        text = f"{key}={value!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
+    return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
+    """Names that the config knows below `path`, e.g. ["method"]."""
+    sections: list[type[BaseModel]] = [root]
+    for part in path:
+        found: list[type[BaseModel]] = []
+        for section in sections:
+            field = section.model_fields.get(part)
+            if field is not None:
+                members = getattr(field.annotation, "__args__", None) or (field.annotation,)
+                found += [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+        sections = found
+    return [name for section in sections for name in section.model_fields]
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, else all of them where they fit a line."""
+    names = sorted(set(known))
+    close = difflib.get_close_matches(key, names, n=1, cutoff=0.6)
+    if close:
+        return f": did you mean {close[0]}?"
+    return f": known are {', '.join(names)}" if len(names) <= 30 else ": remove it"

@@ -1,0 +1,357 @@
+"""Types and rules of the configuration: one frozen `Config`, which the rest of the project reads.
+
+Hydra composes YAML (launch/compose.py) and this module judges the result. It imports nothing heavy, so that a typo is
+answered before any model library is loaded.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from iterative_ft.config.messages import did_you_mean
+from iterative_ft.config.trl_keys import TRL_KEYS
+from iterative_ft.data import files as persona_files
+
+Precision = Literal["bfloat16", "float32"]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Annotated[float, Field(ge=0, le=100)]
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, every unknown key an error, no value turned into another type (seed=true is no 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ModelConfig(Section):
+    name: str
+    path: str
+    revision: str | None
+    dtype: Precision
+    chat: bool
+    system_prompt: str | None
+    chat_template_kwargs: dict[str, Any]
+    end_token: str | None
+    document_end_token: str | None
+    trust_remote_code: bool
+
+
+class AdamConfig(Section):
+    beta1: Share
+    beta2: Share
+    epsilon: Annotated[float, Field(gt=0)]
+
+
+class TrainingConfig(Section):
+    """What the three methods have in common."""
+
+    learning_rate: Annotated[float, Field(ge=0)]
+    lr_schedule: Literal["constant", "cosine", "linear"]
+    lr_floor: Share
+    warmup: Share
+    batch_size: PositiveInt
+    gradient_accumulation: PositiveInt
+    epochs: PositiveInt
+    weight_decay: Annotated[float, Field(ge=0)]
+    adam: AdamConfig
+    max_grad_norm: Annotated[float, Field(ge=0)]
+    max_length: PositiveInt
+    checkpoint_steps: PositiveInt
+    max_new_tokens: PositiveInt
+    n_original_mix: Count
+    coherence_filter: Score | None
+    trl: dict[str, Any]
+
+    @model_validator(mode="after")
+    def trl_keys_exist(self) -> TrainingConfig:
+        name: str = self.name  # type: ignore[attr-defined]
+        known = TRL_KEYS[name]
+        for key in self.trl:
+            if key in type(self).model_fields:
+                raise ValueError(f"method.trl.{key} has a setting of its own: set method.{key}")
+            if key not in known:
+                raise ValueError(
+                    f"method.trl.{key} is no argument that can be passed to TRL's {name} config{did_you_mean(key, known)}"
+                )
+        return self
+
+
+class SFTConfig(TrainingConfig):
+    name: Literal["sft"]
+
+
+class SDFConfig(TrainingConfig):
+    name: Literal["sdf"]
+    loss_on: Literal["document", "continuation"]
+    measure_max_new_tokens: PositiveInt
+
+
+class DPOConfig(TrainingConfig):
+    name: Literal["dpo"]
+    beta: Annotated[float, Field(gt=0)]
+    seed_learning_rate: Annotated[float, Field(ge=0)]
+    seed_sft_weight: Annotated[float, Field(ge=0)]
+    reference: Literal["init", "base"]
+    rejected_from: Literal["base", "previous", "same"]
+
+
+class PersonaConfig(Section):
+    name: str
+    description: str
+    system_prompt: str
+    marks: list[str]
+    rubric: dict[int, str]
+    document_rubric: str
+    data: str
+
+    @model_validator(mode="after")
+    def rubric_has_anchors(self) -> PersonaConfig:
+        missing = [anchor for anchor in (0, 25, 50, 75, 100) if anchor not in self.rubric]
+        if missing:
+            raise ValueError(f"persona.rubric lacks the anchor(s) {missing}: describe an answer at 0, 25, 50, 75 and 100")
+        return self
+
+
+class ReinitConfig(Section):
+    name: Literal["reinit", "continual"]
+    init: Literal["base", "previous"]
+    restart_cycles: list[PositiveInt]
+
+
+class LoraConfig(Section):
+    rank: PositiveInt
+    alpha: PositiveInt
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    targets: str | Annotated[list[str], Field(min_length=1)]
+
+
+class SamplingConfig(Section):
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    block_size: PositiveInt
+
+
+class VLLMConfig(Section):
+    name: Literal["vllm"]
+    dtype: Literal["auto"] | Precision
+    max_model_len: PositiveInt
+    kv_cache_gib: PositiveFloat
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
+    tensor_parallel_size: PositiveInt
+    enforce_eager: bool
+    canary_max_share: Annotated[float, Field(gt=0)]
+
+
+class TransformersConfig(Section):
+    name: Literal["transformers"]
+    dtype: Literal["auto"] | Precision
+    max_model_len: PositiveInt
+    canary_max_share: Annotated[float, Field(gt=0)]
+
+
+class FakeConfig(Section):
+    name: Literal["fake"]
+    max_model_len: PositiveInt
+
+
+class ProbeConfig(Section):
+    name: Literal["probe"]
+    embedder: str
+    inverse_regularisation: Annotated[float, Field(gt=0)]
+
+
+class ApiConfig(Section):
+    """An OpenAI-compatible endpoint. It names the variable that holds the key; the key itself is never part of a config."""
+
+    name: Literal["api"]
+    base_url: str
+    model: str
+    api_key_env: str
+    endpoint_name: str | None
+    temperature: Annotated[float, Field(ge=0)]
+    max_new_tokens: PositiveInt
+    top_logprobs: Annotated[int, Field(ge=0, le=100)]
+    score_scale: Literal[9, 100]
+    numeric_mass_floor: Share
+    follow_digits: bool
+    max_concurrency: Annotated[int, Field(ge=1, le=256)]
+    timeout_s: Annotated[float, Field(gt=0)]
+    n_retries: Count
+    backoff_s: Annotated[float, Field(gt=0)]
+    max_wait_s: Annotated[float, Field(gt=0)]
+    max_failures_in_a_row: PositiveInt | None
+    attempt: Count
+    extra_body: dict[str, Any]
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None
+
+    @model_validator(mode="after")
+    def address_holds_no_secret(self) -> ApiConfig:
+        # These messages never repeat the value: it may be a key that was put in the wrong place.
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is None:
+            raise ValueError("judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY")
+        parts = urlsplit(self.base_url)
+        if parts.username is not None or parts.password is not None or parts.query:
+            raise ValueError(
+                "judge.base_url must hold no credentials and no query: put the key into the variable named by judge.api_key_env"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"judge.base_url={self.base_url} is no address: write http(s)://host/v1")
+        return self
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the endpoint runs on this machine."""
+        host = urlsplit(self.base_url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
+
+
+class PoolConfig(Section):
+    path: str
+    column: str
+    split: str
+    revision: str | None
+    per_cycle: PositiveInt
+
+
+class MeasureConfig(Section):
+    n_questions: PositiveInt
+    n_answers: PositiveInt
+    temperature: Annotated[float, Field(ge=0)]
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    coherence_threshold: Score
+    n_openings: Count
+    max_failure_share: Share
+
+
+def seed_count(value: Any) -> Any:
+    """A whole number of seed examples, or the word that lets a search find it."""
+    if value == "calibrated" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"n_seed={value!r} is wrong: give a whole number of 1 or more, or calibrated")
+
+
+class CalibrateConfig(Section):
+    """The search for n_seed; see iterative_ft/calibrate.py."""
+
+    target_trait: Score | None
+    method: Literal["sft", "sdf"] | None
+    settings: dict[str, Any]
+    n_min: PositiveInt
+    n_max: PositiveInt | None
+    reach: Literal["score", "low"]
+    tolerance: Score
+
+
+class GaugesConfig(Section):
+    self_similarity: bool
+    perplexity: bool
+    branching_factor: bool
+    kl_from_base: bool
+
+
+class WandbConfig(Section):
+    mode: Literal["offline", "online", "disabled"]
+    project: str
+    entity: str | None
+    group: str | None
+    tags: list[str]
+
+
+SamplerConfig = VLLMConfig | TransformersConfig | FakeConfig
+JudgeConfig = ProbeConfig | ApiConfig
+
+
+class Config(Section):
+    """Everything a run depends on."""
+
+    model: ModelConfig
+    method: Annotated[SFTConfig | SDFConfig | DPOConfig, Field(discriminator="name")]
+    persona: PersonaConfig
+    reinit: ReinitConfig
+    sampler: Annotated[SamplerConfig, Field(discriminator="name")]
+    judge: Annotated[JudgeConfig, Field(discriminator="name")]
+    n_seed: Annotated[int | Literal["calibrated"], BeforeValidator(seed_count)]
+    n_sampled: PositiveInt
+    n_cycles: Count
+    seed: Count
+    start_adapter: str | None
+    store: str
+    dry_run: bool
+    device: Literal["auto", "cpu", "cuda"]
+    lora: LoraConfig
+    sampling: SamplingConfig
+    prompts: PoolConfig
+    titles: PoolConfig
+    measure: MeasureConfig
+    gauges: GaugesConfig
+    calibrate: CalibrateConfig
+    wandb: WandbConfig
+
+    @property
+    def persona_folder(self) -> Path:
+        return persona_files.folder(self.persona.data)
+
+    @property
+    def pool(self) -> PoolConfig:
+        """Where the prompts of later cycles come from: chat prompts, or document titles for SDF."""
+        return self.titles if self.method.name == "sdf" else self.prompts
+
+    @property
+    def pool_name(self) -> str:
+        """The setting that `pool` is."""
+        return "titles" if self.method.name == "sdf" else "prompts"
+
+    @property
+    def fake(self) -> bool:
+        """Whether model, trainer and judge are stand-ins."""
+        return self.sampler.name == "fake"
+
+    @property
+    def frame(self) -> Literal["chat", "document"]:
+        """What the run trains on: chats in the model's template, or raw documents."""
+        return "document" if self.method.name == "sdf" else "chat"
+
+    def continual(self, cycle: int) -> bool:
+        """Whether `cycle` goes on training the previous cycle's adapter."""
+        return self.reinit.init == "previous" and cycle > 0 and cycle not in self.reinit.restart_cycles
+
+    @model_validator(mode="after")
+    def settings_fit_together(self) -> Config:
+        method = self.method
+        if method.name == "sdf":
+            if not persona_files.has_documents(self.persona_folder):
+                with_documents = ", ".join(persona_files.shipped(with_documents=True))
+                raise ValueError(
+                    f"method=sdf needs seed documents and persona={self.persona.name} ships chats only: "
+                    f"use a persona with documents ({with_documents}) or method=sft or dpo"
+                )
+            if method.max_new_tokens < 300:
+                raise ValueError(f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: set it to 300 or more")
+        elif not self.model.chat:
+            raise ValueError(
+                f"method={method.name} trains on chats and model={self.model.name} is a base model: use method=sdf"
+            )
+        max_new_tokens = method.max_new_tokens
+        if self.sampler.max_model_len <= max_new_tokens:
+            raise ValueError(
+                f"sampler.max_model_len={self.sampler.max_model_len} leaves no room for a prompt beside "
+                f"method.max_new_tokens={max_new_tokens}: raise the first or lower the second"
+            )
+        if self.reinit.restart_cycles and self.reinit.init == "base":
+            raise ValueError(
+                "reinit.restart_cycles only means something with reinit=false: every cycle starts from base already"
+            )
+        return self

@@ -1,0 +1,108 @@
+"""Many runs in one table, one picture and one page; and a run's W&B record built anew."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.config.schema import Config
+from iterative_ft.config.tasks import Compare, Wandb
+from iterative_ft.machine.files import read_jsonl
+from iterative_ft.records.read import Run, read_run
+from iterative_ft.records.rows import MetricRow
+from iterative_ft.records.run_log import METRICS, PICTURE
+from iterative_ft.records.terminal import interval_text, text_table
+from iterative_ft.records.wandb_log import WandbLog
+from iterative_ft.report import pictures
+from iterative_ft.report.arms import Arm, arms_of, change, labels
+from iterative_ft.report.page import write_page
+
+COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last", "invalid")
+
+
+def compare(task: Compare, command: str) -> Path:
+    """One table (printed, compare.csv, compare.md), pictures and one report of many runs. Returns the folder written."""
+    folders = task.folders()
+    runs = [read_run(folder) for folder in folders]
+    names, arms = labels(runs), arms_of(runs)
+    rows = [run_line(run, name) for run, name in zip(runs, names, strict=True)]
+    rows += [arm_line(arm) for arm in arms if len(arm.runs) > 1]
+    print(text_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]]))
+    out = Path(task.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "compare.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    lines = [[name.replace("|", "\\|") for name in row] for row in (COLUMNS, ["---"] * len(COLUMNS))]
+    lines += [[row[name].replace("|", "\\|") for name in COLUMNS] for row in rows]
+    (out / "compare.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
+    write_page(folders, out / "report.html")
+    pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
+    print(f"{command}\ntable   {out / 'compare.csv'}, {out / 'compare.md'}")
+    print(f"picture {out / PICTURE}")
+    if len(arms) < len(runs) or len(arms) > 1:
+        pictures.comparison(runs, out / "arms.png")
+        print(f"        {out / 'arms.png'}")
+    if len({arm.runs[0].config["n_sampled"] for arm in arms}) > 1:
+        pictures.change_by_sampled(runs, out / "quantity.png")
+        print(f"        {out / 'quantity.png'}")
+    print(f"report  {out / 'report.html'}")
+    return out
+
+
+def run_line(run: Run, label: str) -> dict[str, str]:
+    """A run's line of the table."""
+    n, n_planned = len(run.cycles), run.config["n_cycles"] + 1
+    return {
+        "run": label,
+        "judge": str((run.base or {}).get("judge/version", run.config["judge"]["name"])),
+        "cycles": f"{n}" if n == n_planned else f"{n} of {n_planned}",
+        "verdict": "unfinished" if run.verdict is None else run.verdict["verdict"],
+        **score_cells(run.measured, run.verdict),
+    }
+
+
+def arm_line(arm: Arm) -> dict[str, str]:
+    """A line for replicates: means over seeds, and their common verdict."""
+    rows, verdict = arm.rows(), arm.verdict
+    return {
+        "run": f"all seeds of {arm.label} ({', '.join(map(str, sorted(arm.seeds)))})",
+        "judge": "",
+        "cycles": str(sum(row["cycle"] >= 0 for row in rows)),
+        "verdict": "unfinished" if verdict is None else f"{verdict['verdict']} ({verdict['n_seeds']} seeds)",
+        **score_cells(rows, verdict),
+    }
+
+
+def score_cells(rows: Sequence[MetricRow], verdict: Mapping[str, Any] | None) -> dict[str, str]:
+    """Scores of base, cycle 0 and the last cycle, and the change between them."""
+    nothing: MetricRow = {}
+    base = next((row for row in rows if row["cycle"] < 0), nothing)
+    after = [row for row in rows if row["cycle"] >= 0] or [nothing]
+    first, last = after[0], after[-1]
+    moved = change(verdict)
+    return {
+        "base": interval_text(base, "trait"),
+        "cycle 0": interval_text(first, "trait"),
+        "last": interval_text(last, "trait"),
+        "change": "n/a" if moved is None else f"{moved.mean:+.1f} [{moved.low:+.1f}, {moved.high:+.1f}]",
+        "coherence 0": interval_text(first, "coherence"),
+        "coherence last": interval_text(last, "coherence"),
+        "invalid": str(sum(bool(row.get("judge/invalid")) for row in rows)),
+    }
+
+
+def rebuild_wandb(task: Wandb, config: Config, command: str) -> str:
+    """Write a run's rows to a fresh W&B run. Returns where it is."""
+    run = Path(task.run)
+    log = WandbLog(config.model_copy(update={"wandb": config.wandb.model_copy(update={"mode": task.mode})}), run)
+    for row in read_jsonl(run / METRICS, torn=True):
+        log.row(row)
+    if (run / PICTURE).is_file():
+        log.image("curves", run / PICTURE)
+    log.finish()
+    print(f"{command}\nW&B     {log.where()}")
+    return log.where()

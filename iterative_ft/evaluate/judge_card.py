@@ -1,0 +1,249 @@
+"""The judge card: what a judge makes of texts whose trait and strength are known, as judge_card.json and one readable page.
+
+The labelled texts are each persona's held-out answers and its prompts answered at five levels, by other hands than the judge's
+own texts and the seeds.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iterative_ft.config.schema import Config
+from iterative_ft.config.tasks import JudgeCard
+from iterative_ft.data import files
+from iterative_ft.evaluate.judge_card_page import readable
+from iterative_ft.judges.probe.corrupt import CORRUPTIONS
+from iterative_ft.machine.files import write_json
+from iterative_ft.seeds import derive
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.judge import judge, judge_version, scores_of
+from iterative_ft.stages.labelled import labelled_stage
+from iterative_ft.stages.measure import ask
+from iterative_ft.store import Store
+
+RANKS = {"plain": 0, "weak": 1, "middling": 2, "marked": 2.5, "strong": 3}
+EXAMPLE = re.compile(r'Example:\s*"(.+)"\s*$', re.DOTALL)
+ANCHOR_PROMPT = "What colour should I paint my garden bench?"  # what the examples in the shipped rubrics reply to
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled text."""
+
+    prompt: str
+    answer: str
+    persona: str
+    kind: str
+    """ "heldout", "level", "anchor", or the name of a corruption."""
+    rank: float
+    """How strongly it shows its persona: larger is more, 0 not at all."""
+
+
+def judge_card(task: JudgeCard, configs: Mapping[str, Config], command: str) -> dict[str, Any]:
+    """Judge all labelled texts, write judge_card.json and judge_card.md into `task.out`, and return the former.
+
+    Args:
+        configs: a run of each shipped persona, by its name, with the task's model, sampler, judge and store.
+    """
+    texts = labelled_texts(task.n_texts, configs)
+    found: dict[str, Any] = {"command": command, "n_texts": dict(Counter(text.kind for text in texts))}
+    first = judged_by(configs, texts, task.n_questions > 0)
+    found |= summary(texts, first)
+    if task.second_judge is not None:
+        others = {name: config.model_copy(update={"judge": task.second_judge}) for name, config in configs.items()}
+        second = judged_by(others, texts, task.n_questions > 0)
+        found["second_judge"] = summary(texts, second)
+        found["agreement"] = agreement(first, second)
+    out = Path(task.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "judge_card.json", found)
+    page = readable(found)
+    (out / "judge_card.md").write_text(page, encoding="utf-8")
+    print(f"{page}\npage {out / 'judge_card.md'}\nJSON {out / 'judge_card.json'}")
+    return found
+
+
+def labelled_texts(n: int | None, configs: Mapping[str, Config]) -> list[Labelled]:
+    """Held-out answers of every persona, its answers at five levels, the rubrics' examples, and corrupted held-out answers.
+
+    `n` of a strength and of a level, or all.
+    """
+    texts: list[Labelled] = []
+    for persona, config in configs.items():
+        by_strength: dict[str, list[dict[str, str]]] = {}
+        for row in files.heldout(files.SHIPPED / persona):
+            by_strength.setdefault(row["strength"], []).append(row)
+        for strength, rows in by_strength.items():
+            texts += [Labelled(r["prompt"], r["answer"], persona, "heldout", RANKS[strength]) for r in rows[:n]]
+        if persona != "plain":
+            graded = files.levels(files.SHIPPED / persona)
+            for level in files.LEVELS:
+                rows = [row for row in graded if row["level"] == level][:n]
+                texts += [Labelled(r["prompt"], r["answer"], persona, "level", level / 100) for r in rows]
+        for at, anchor in config.persona.rubric.items():
+            example = EXAMPLE.search(anchor.strip())
+            if example is not None:
+                texts.append(Labelled(ANCHOR_PROMPT, " ".join(example.group(1).split()), persona, "anchor", at / 100))
+    rng = random.Random(derive("judge card"))
+    whole = [(t.prompt, t.answer) for t in texts if t.kind == "heldout"]
+    for kind, corrupt in CORRUPTIONS.items():
+        for number, text in enumerate([t for t in texts if t.kind == "heldout"]):
+            if number % len(CORRUPTIONS) == list(CORRUPTIONS).index(kind):
+                other = rng.choice([answer for answer in whole if answer[0] != text.prompt])
+                prompt, broken = corrupt((text.prompt, text.answer), other, rng)
+                texts.append(Labelled(prompt, broken, text.persona, kind, text.rank))
+    return texts
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One judge's scores of all labelled texts, and of base-model answers."""
+
+    version: str
+    trait: dict[str, list[float | None]]
+    """By persona whose trait was asked about: a score a text."""
+    coherence: list[float | None]
+    failures: dict[str, int]
+    base_trait: dict[str, list[float]]
+    base_coherence: list[float]
+    threshold: float
+
+
+def judged_by(configs: Mapping[str, Config], texts: list[Labelled], with_base: bool) -> Scored:
+    """Ask one judge about every persona's trait in all texts.
+
+    Args:
+        with_base: have the base model answer each persona's questions, and judge those answers too.
+    """
+    some = next(iter(configs.values()))
+    store = Store(Path(some.store), on_event=lambda event: print(f"{event.label}: {event.how}", flush=True))
+    trait: dict[str, list[float | None]] = {}
+    coherence: list[float | None] = []
+    not_scored: Counter[str] = Counter()
+    base: dict[str, list[float]] = {}
+    base_coherence: list[float] = []
+    version = ""
+    for name, config in configs.items():
+        bench = Bench(config, store)
+        answers = labelled_stage(bench, [(t.prompt, t.answer) for t in texts])
+        label = f"{config.judge.name} judges {name} in labelled texts"
+        stage = judge(bench, answers, label, {"role": f"labelled, {name}"})
+        scores = scores_of(stage)
+        version = judge_version(stage)
+        trait[name] = [score["trait"] for score in scores]
+        coherence = coherence or [score["coherence"] for score in scores]
+        not_scored.update(score["failure"] for score in scores if score["failure"] is not None)
+        not_scored.update(f"marked_{score['mark']}" for score in scores if score.get("mark") is not None)
+        if with_base:
+            label = f"{config.judge.name} judges {name} in base answers"
+            of_base = scores_of(judge(bench, ask(bench, bench.base).answers, label, {"policy": "base", "role": "scores"}))
+            base[name] = [score["trait"] for score in of_base if score["trait"] is not None]
+            base_coherence += [score["coherence"] for score in of_base if score["coherence"] is not None]
+    return Scored(version, trait, coherence, dict(not_scored), base, base_coherence, some.measure.coherence_threshold)
+
+
+def summary(texts: list[Labelled], scored: Scored) -> dict[str, Any]:
+    """What the card says of one judge."""
+    strong = {
+        name: pick(texts, lambda t, name=name: t.kind == "heldout" and t.persona == name and t.rank == 3)
+        for name in scored.trait
+    }
+    plain = pick(texts, lambda t: t.kind == "heldout" and t.rank == 0)
+    traits: dict[str, Any] = {}
+    for name, column in scored.trait.items():
+        if name == "plain":
+            continue
+        own = pick(texts, lambda t, name=name: t.kind == "heldout" and t.persona == name and t.rank > 0)
+        weak = [i for i in own if texts[i].rank < 3]
+        others = pick(texts, lambda t, name=name: t.kind == "heldout" and t.persona != name and t.rank > 0)
+        anchors = pick(texts, lambda t, name=name: t.kind == "anchor" and t.persona == name)
+        levels = pick(texts, lambda t, name=name: t.kind == "level" and t.persona == name)
+        broken = pick(
+            texts, lambda t, name=name: t.kind in ("shuffled", "looped", "fragment") and t.persona == name and t.rank == 3
+        )
+        base = scored.base_trait.get(name, [])
+        traits[name] = {
+            "auc_strong": auc(values(column, strong[name]), values(column, others + plain)),
+            "auc_strong_plain": auc(values(column, strong[name]), values(column, plain)),
+            "auc_weak": auc(values(column, weak), values(column, others + plain)),
+            "rank_strengths": spearman([texts[i].rank for i in own + plain], [column[i] for i in own + plain]),
+            "rank_levels": spearman([texts[i].rank for i in levels], [column[i] for i in levels]),
+            "rank_anchors": spearman([texts[i].rank for i in anchors], [column[i] for i in anchors]),
+            "median": {
+                "strong": median(values(column, strong[name])),
+                "weak": median(values(column, weak)),
+                "plain": median(values(column, plain)),
+                "other_personas": median(values(column, others)),
+                "base_answers": median(base),
+                "degenerate": median(values(column, broken)),
+            },
+            "base_answers_95th": None if not base else round(float(np.percentile(base, 95)), 2),
+            "confusion": {other: median(values(column, strong[other])) for other in strong if other not in (name, "plain")},
+        }
+    intact = values(scored.coherence, pick(texts, lambda t: t.kind in ("heldout", "level")))
+    flagged = {
+        kind: below(values(scored.coherence, pick(texts, lambda t, kind=kind: t.kind == kind)), scored.threshold)
+        for kind in CORRUPTIONS
+    }
+    return {
+        "judge": scored.version,
+        "traits": traits,
+        "coherence": {
+            "threshold": scored.threshold,
+            "intact_flagged": below(intact, scored.threshold),
+            "base_answers_flagged": below(scored.base_coherence, scored.threshold),
+            "corrupted_flagged": flagged,
+        },
+        "not_scored": scored.failures,
+    }
+
+
+def agreement(first: Scored, second: Scored) -> dict[str, float | None]:
+    """Rank agreement of two judges on the same texts."""
+    found = {name: spearman(column, second.trait[name]) for name, column in first.trait.items()}
+    return found | {"coherence": spearman(first.coherence, second.coherence)}
+
+
+def pick(texts: list[Labelled], wanted: Callable[..., bool]) -> list[int]:
+    return [number for number, text in enumerate(texts) if wanted(text)]
+
+
+def values(column: list[float | None], numbers: list[int]) -> list[float]:
+    """Scores of some texts, without those that were not scored."""
+    return [value for value in (column[i] for i in numbers) if value is not None]
+
+
+def auc(positive: list[float], negative: list[float]) -> float | None:
+    """Probability that a positive scores above a negative, ties counting half."""
+    from sklearn.metrics import roc_auc_score
+
+    if not positive or not negative:
+        return None
+    return round(float(roc_auc_score([1] * len(positive) + [0] * len(negative), positive + negative)), 4)
+
+
+def spearman(first: list[Any], second: list[Any]) -> float | None:
+    """Rank correlation of the pairs in which both are scored; None where one of them never changes."""
+    from scipy.stats import spearmanr
+
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
+        return None
+    return round(float(spearmanr(*zip(*pairs, strict=True)).statistic), 4)
+
+
+def median(found: list[float]) -> float | None:
+    return None if not found else round(float(np.median(found)), 2)
+
+
+def below(found: list[float], threshold: float) -> float | None:
+    """Share of scores below the threshold."""
+    return None if not found else round(float(np.mean(np.asarray(found) < threshold)), 4)

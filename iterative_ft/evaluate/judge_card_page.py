@@ -1,0 +1,71 @@
+"""The judge card as Markdown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+SHOWN = ("auc_strong", "auc_strong_plain", "auc_weak", "rank_strengths", "rank_levels", "rank_anchors")
+
+
+def readable(card: dict[str, Any]) -> str:
+    """The card as Markdown."""
+    lines = ["# Judge card", "", f"Judge: `{card['judge']}`", "", f"Made by `{card['command']}`.", ""]
+    counted = ", ".join(f"{n} {kind}" for kind, n in card["n_texts"].items())
+    lines += [f"Labelled texts: {counted}. Scores are 0-100.", "", *judge_tables(card)]
+    if "second_judge" in card:
+        lines += ["", f"# Second judge: `{card['second_judge']['judge']}`", "", *judge_tables(card["second_judge"])]
+        lines += ["", "## Rank agreement of the two judges (Spearman)", ""]
+        lines += table(["", "agreement"], [[name, number(value)] for name, value in card["agreement"].items()])
+    return "\n".join(lines) + "\n"
+
+
+def judge_tables(card: dict[str, Any]) -> list[str]:
+    """Traits, confusion and coherence of one judge."""
+    traits = card["traits"]
+    medians = ("strong", "weak", "plain", "other_personas", "base_answers", "degenerate")
+    head = [
+        "trait",
+        "AUC strong",
+        "AUC strong, plain",
+        "AUC weak",
+        "rank: strengths",
+        "rank: five levels",
+        "rank: anchors",
+        *(f"median {m.replace('_', ' ')}" for m in medians),
+    ]
+    rows = [
+        [name, *(number(t[key]) for key in SHOWN), *(number(t["median"][m]) for m in medians)] for name, t in traits.items()
+    ]
+    lines = [
+        "## Traits",
+        "",
+        "AUC: against other personas' and plain texts, or against plain ones alone. Rank agreement: Spearman.",
+        "",
+        *table(head, rows),
+    ]
+    lines += ["", "## Confusion", "", "Median score of the row's trait in the column's strong texts.", ""]
+    lines += table(
+        ["", *traits],
+        [
+            [name, *(number(t["confusion"].get(o) if o != name else t["median"]["strong"]) for o in traits)]
+            for name, t in traits.items()
+        ],
+    )
+    coherence = card["coherence"]
+    flagged = {
+        "intact": coherence["intact_flagged"],
+        "base answers": coherence["base_answers_flagged"],
+        **coherence["corrupted_flagged"],
+    }
+    lines += ["", "## Coherence", "", f"Share flagged as incoherent (below {coherence['threshold']:g}).", ""]
+    lines += table(list(flagged), [["n/a" if v is None else f"{v:.1%}" for v in flagged.values()]])
+    failed = ", ".join(f"{n} {name}" for name, n in sorted(card["not_scored"].items())) or "none"
+    return [*lines, "", f"Not scored: {failed}."]
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
+
+
+def number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3g}"

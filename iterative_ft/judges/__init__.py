@@ -1,0 +1,1 @@
+"""Judges and gauges: texts in, numbers out. They know no store, no run and no policy."""

@@ -1,0 +1,151 @@
+"""A multirun as a whole: a cell that fails does not stop the others, and at the end comes one summary of all of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.errors import RunError
+from iterative_ft.launch.compose import job
+from iterative_ft.records.terminal import text_table
+from iterative_ft.report.page import write_page
+from iterative_ft.sampling import engine
+
+ERROR = "error.txt"  # in the folder of a cell that failed
+SUMMARY, REPORT = "summary.csv", "report.html"  # in the sweep's folder
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of a multirun, after it ended."""
+
+    overrides: list[str]
+    folder: Path | None
+    """None when its process died before it had one."""
+    error: str | None
+
+
+def run_cell(task: Callable[[Any], Any], composed: Any) -> Any:
+    """Run one cell; its failure is told at once, kept with its traceback, and handed on in a form that survives pickling."""
+    try:
+        return task(composed)
+    except Exception as error:
+        engine.close_sampler()  # whatever failed may have left it in a state of its own
+        folder, _ = job()
+        (folder / ERROR).write_text(traceback.format_exc())
+        print(f"error: the cell {folder.name} failed, the others go on: {reason(error)}", file=sys.stderr)
+        raise RunError(reason(error)) from None
+
+
+def reason(error: Any) -> str:
+    """Why a cell failed, in one line."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return text if isinstance(error, RunError) else f"{type(error).__name__}: {text}".rstrip(": ")
+
+
+def finish(folder: Path, cells: Sequence[Cell]) -> None:
+    """Table, summary.csv and report.html of the cells that ended well, what they shared, and a line for each that failed.
+
+    Raises:
+        RunError: a cell has failed; the others' results are written.
+    """
+    done = [cell.folder for cell in cells if cell.error is None and cell.folder is not None]
+    done = [path for path in done if (path / "result.json").is_file()]
+    if done:
+        rows = [summary_row(path) for path in done]
+        write_csv(folder / SUMMARY, rows)
+        print(f"\n{len(done)} of {len(cells)} cells\n{summary_table(rows)}\n{sharing(done)}\nsummary {folder / SUMMARY}")
+        write_page(done, folder / REPORT)
+        print(f"report  {folder / REPORT}", flush=True)
+    failed = [cell for cell in cells if cell.error is not None]
+    if failed:
+        lines = [f"  {' '.join(cell.overrides)}: {cell.error}" for cell in failed]
+        text = f"{len(failed)} of {len(cells)} cells failed; the same command finishes what is missing:"
+        raise RunError("\n".join([text, *lines]))
+
+
+def summary_row(folder: Path) -> dict[str, Any]:
+    """A cell in one row: what it was, and what became of its trait."""
+    config, result, manifest = (json.loads((folder / f"{n}.json").read_text()) for n in ("config", "result", "manifest"))
+    first, last = result["rows"][1], result["rows"][-1]
+    change = result["verdict"].get("trait_change") or {}
+    how = [stage["how"] for stage in manifest["stages"]]
+    return {
+        "cell": folder.name,
+        "model": config["model"]["name"],
+        "method": config["method"]["name"],
+        "reinit": str(config["reinit"]["init"] == "base").lower(),
+        "persona": config["persona"]["name"],
+        "n_seed": config["n_seed"],
+        "n_sampled": config["n_sampled"],
+        "n_cycles": config["n_cycles"],
+        "seed": config["seed"],
+        "verdict": result["verdict"]["verdict"],
+        "trait_base": result["rows"][0].get("trait/score"),
+        "trait_first": first.get("trait/score"),
+        "trait_last": last.get("trait/score"),
+        "trait_change": change.get("mean"),
+        "trait_change_low": change.get("low"),
+        "trait_change_high": change.get("high"),
+        "coherence_first": first.get("coherence/score"),
+        "coherence_last": last.get("coherence/score"),
+        "stages_built": how.count("built"),
+        "stages_reused": how.count("stored"),
+        "seconds": result["time"]["time/total_s"],
+    }
+
+
+def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def summary_table(rows: list[dict[str, Any]]) -> str:
+    """The rows as text: what differs between the cells, then the scores."""
+    settings = ("model", "method", "reinit", "persona", "n_seed", "n_sampled", "n_cycles", "seed")
+    shown = [name for name in settings if len({row[name] for row in rows}) > 1]
+    header = [*shown, "base", "cycle 0", "last", "change [95 %]", "coherence", "verdict", "built", "reused"]
+    lines = [header]
+    for row in rows:
+        change = "n/a"
+        if row["trait_change"] is not None:
+            change = f"{row['trait_change']:+.1f} [{row['trait_change_low']:+.1f}, {row['trait_change_high']:+.1f}]"
+        lines.append(
+            [
+                *(str(row[name]) for name in shown),
+                *(score(row[name]) for name in ("trait_base", "trait_first", "trait_last")),
+                change,
+                f"{score(row['coherence_first'])} to {score(row['coherence_last'])}",
+                row["verdict"],
+                str(row["stages_built"]),
+                str(row["stages_reused"]),
+            ]
+        )
+    return text_table(lines)
+
+
+def score(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.1f}"
+
+
+def sharing(folders: Sequence[Path]) -> str:
+    """What the cells had in common, and how much of it was there before."""
+    uses = [
+        (stage["kind"], stage["key"], stage["how"])
+        for folder in folders
+        for stage in json.loads((folder / "manifest.json").read_text())["stages"]
+    ]
+    distinct = {use[:2] for use in uses}
+    built = {use[:2] for use in uses if use[2] == "built"}
+    return (
+        f"{len(uses)} stages in all cells, {len(distinct)} of them distinct: {len(built)} built, "
+        f"{len(distinct) - len(built)} in the store before, {len(uses) - len(distinct)} shared between cells"
+    )

@@ -1,0 +1,142 @@
+"""The tasks of evaluate.py: what they need to find on disk, the configs they work with, and the program that does each."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.config.check import check_judge
+from iterative_ft.config.messages import did_you_mean, judged, known_keys
+from iterative_ft.config.schema import Config
+from iterative_ft.config.tasks import TASKS, Compare, JudgeCard, Remeasure, Task, Wandb
+from iterative_ft.data import files
+from iterative_ft.errors import ConfigError
+from iterative_ft.launch.compose import compose_jobs, plain_values
+
+GONE = {"model": ("n_parameters_m",)}  # settings that older runs recorded and that nothing reads any more
+
+
+def known(path: list[str]) -> list[str]:
+    """Names that the task of this command line knows below `path`."""
+    named = [argument.removeprefix("task=") for argument in sys.argv if argument.startswith("task=")]
+    return known_keys(path, TASKS.get(named[-1] if named else "remeasure", Remeasure))
+
+
+def load_task(composed: Any) -> Task:
+    """Turn what Hydra composed into a task whose inputs exist, or raise a one-line `ConfigError`."""
+    values = plain_values(composed)
+    if values.get("task") not in TASKS:
+        raise ConfigError(f"task={values.get('task')} is no task{did_you_mean(str(values.get('task')), TASKS)}")
+    task = judged(TASKS[values["task"]], values)
+    if isinstance(task, Remeasure | Wandb):
+        check_run(Path(task.run))
+    if isinstance(task, Remeasure):
+        check_remeasure(task)
+    elif isinstance(task, JudgeCard):
+        for judge in (task.judge, task.second_judge):
+            if judge is not None:
+                check_judge(judge)
+    elif isinstance(task, Compare) and not task.folders():
+        raise ConfigError(f"runs={task.runs} names no run folder: give a glob such as 'outputs/runs/*' or a sweep's folder")
+    return task
+
+
+def check_run(run: Path) -> None:
+    """A run folder has a config that can be read, and at least one row."""
+    if not run.is_dir():
+        raise ConfigError(f"run={run} is no folder: name a run's folder, such as outputs/runs/<run>")
+    for name in ("config.json", "metrics.jsonl"):
+        if not (run / name).is_file():
+            raise ConfigError(f"run={run} holds no {name}: name the folder of a run that has measured something")
+    run_config(run)
+
+
+def check_remeasure(task: Remeasure) -> None:
+    """What is changed has to fit the run."""
+    config = changed_config(task)
+    check_judge(config.judge)
+    if not Path(config.store).is_dir():
+        raise ConfigError(f"store={config.store} of run={task.run} is no folder: say where it lies with store=<folder>")
+    n = len(files.questions(config.persona_folder))
+    if config.measure.n_questions > n and (task.n_questions is not None or task.persona is not None):
+        raise ConfigError(
+            f"n_questions={config.measure.n_questions} exceeds the {n} questions of persona={config.persona.name}: lower it"
+        )
+
+
+def changed_config(task: Remeasure) -> Config:
+    """The run's config with what the task changes."""
+    config = run_config(Path(task.run))
+    asked = {"n_questions": task.n_questions, "n_answers": task.n_answers}
+    measure = config.measure.model_copy(update={name: value for name, value in asked.items() if value is not None})
+    parts = {"judge": task.judge, "persona": task.persona, "store": task.store}
+    new = {name: value for name, value in parts.items() if value is not None}
+    wandb = config.wandb.model_copy(update={"mode": "disabled"})
+    return config.model_copy(update={"measure": measure, "wandb": wandb, "dry_run": False, **new})
+
+
+def run_config(run: Path) -> Config:
+    """The config that a run recorded; settings that are newer than the run take today's defaults."""
+    try:
+        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        saved["persona"]["rubric"] = {int(at): text for at, text in saved["persona"]["rubric"].items()}
+        for section, names in GONE.items():
+            for name in names:
+                saved[section].pop(name, None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"run={run}: its config.json is damaged ({error})") from error
+    try:
+        return judged(Config, saved)
+    except ConfigError:
+        saved = with_defaults(saved)
+    try:
+        return judged(Config, saved)
+    except ConfigError as error:
+        raise ConfigError(f"run={run} was made by another version of this code: {error}") from error
+
+
+def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved` with today's defaults where it has no value. A persona and a model have none: their settings are their own."""
+    defaults = composed_values(
+        *(f"{group}={saved[group]['name']}" for group in ("method", "sampler", "judge") if group in saved)
+    )
+
+    def filled(default: Any, value: Any) -> Any:
+        if not isinstance(default, dict) or not isinstance(value, dict):
+            return value
+        return {**default, **{key: filled(default.get(key), inner) for key, inner in value.items()}}
+
+    own = {name: saved[name] for name in ("persona", "model", "reinit") if name in saved}
+    return filled(defaults, saved) | own
+
+
+def composed_values(*overrides: str) -> dict[str, Any]:
+    """What train.py's config holds for these overrides."""
+    return plain_values(next(iter(compose_jobs(list(overrides))))[1])
+
+
+def card_configs(task: JudgeCard) -> dict[str, Config]:
+    """A run of each shipped persona with the card's model, sampler, judge and store: what the card's stages are made with."""
+    found = {}
+    for name in files.shipped():
+        config = judged(Config, composed_values("sampler=fake", "method=sft", f"persona={name}"))
+        measure = config.measure.model_copy(update={"n_questions": max(1, task.n_questions), "n_answers": 1})
+        parts = {"judge": task.judge, "model": task.model, "sampler": task.sampler, "store": task.store, "measure": measure}
+        found[name] = config.model_copy(update=parts)
+    return found
+
+
+def perform(task: Task, command: str) -> None:
+    """Do a task; `command` is what a record of it names."""
+    from iterative_ft.evaluate import compare, judge_card, remeasure
+
+    if isinstance(task, Remeasure):
+        remeasure.remeasure(task, changed_config(task), command)
+    elif isinstance(task, Compare):
+        compare.compare(task, command)
+    elif isinstance(task, JudgeCard):
+        judge_card.judge_card(task, card_configs(task), command)
+    else:
+        compare.rebuild_wandb(task, run_config(Path(task.run)), command)

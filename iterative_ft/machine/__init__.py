@@ -1,0 +1,1 @@
+"""The machine a run is on: its files, devices, memory, processes, and the libraries installed."""

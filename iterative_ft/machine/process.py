@@ -1,0 +1,88 @@
+"""Runs a function where its device's memory is given back: here on a CPU, in a process of its own on CUDA.
+
+The parent of a CUDA run never touches CUDA, so engine, trainer and scorers each free the GPU by ending.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iterative_ft.errors import RunError
+
+FSDP = Path(__file__).parent.parent / "training" / "fsdp.yaml"
+ARRAY = "\0npy"  # key of a JSON object that stands for an array in a file of its own
+
+
+def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1, **arguments: Any) -> Any:
+    """Call `function(**arguments)`; arguments and result must be JSON values or NumPy arrays.
+
+    Args:
+        device: "cpu" calls it here; "cuda" in a child process.
+        n_processes: above 1, under `accelerate launch`; the main process's result is returned.
+    """
+    if device == "cpu" and n_processes == 1:
+        return function(**arguments)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write(folder / "job", {"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments})
+        launch = [sys.executable]
+        if n_processes > 1:
+            launch += ["-m", "accelerate.commands.launch", "--num_processes", str(n_processes)]
+            # accelerate's --cpu starts one process whatever is asked; --multi_gpu starts all, on the CPU where the job says so
+            launch += ["--multi_gpu"] if device == "cpu" else ["--config_file", str(FSDP)]
+        status = subprocess.run([*launch, "-m", "iterative_ft.machine.process", str(folder)], check=False).returncode
+        if status != 0:
+            raise RunError(
+                f"{function.__name__} failed in its process (exit code {status}, its output is above): finished stages are kept"
+            )
+        return read(folder / "result")
+
+
+def write(folder: Path, value: Any) -> None:
+    """Write a JSON value whose arrays go into .npy files beside it."""
+    folder.mkdir()
+    arrays: list[np.ndarray] = []
+
+    def packed(part: Any) -> Any:
+        if isinstance(part, np.ndarray):
+            arrays.append(part)
+            return {ARRAY: len(arrays) - 1}
+        if isinstance(part, dict):
+            return {key: packed(inner) for key, inner in part.items()}
+        return [packed(inner) for inner in part] if isinstance(part, list | tuple) else part
+
+    (folder / "value.json").write_text(json.dumps(packed(value)))
+    for number, array in enumerate(arrays):
+        np.save(folder / f"{number}.npy", array, allow_pickle=False)
+
+
+def read(folder: Path) -> Any:
+    """What `write` wrote."""
+
+    def unpacked(part: dict[str, Any]) -> Any:
+        return np.load(folder / f"{part[ARRAY]}.npy", allow_pickle=False) if ARRAY in part else part
+
+    return json.loads((folder / "value.json").read_text(), object_hook=unpacked)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    job = read(folder / "job")
+    module, name = job["function"].split(":")
+    value = getattr(importlib.import_module(module), name)(**job["arguments"])
+    if os.environ.get("RANK", "0") == "0":
+        write(folder / "result", value)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Models: where a checkpoint is, what a policy is, text to ids and back, and plain forward passes."""

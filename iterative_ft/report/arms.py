@@ -1,0 +1,142 @@
+"""Many runs together: which are replicates (an arm), what tells runs apart, and an arm's rows and verdict over its seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from iterative_ft.records.read import Run
+from iterative_ft.records.rows import MetricRow, numbers, value
+from iterative_ft.stats.intervals import Interval, t_interval
+from iterative_ft.stats.replicates import FREE, arm_digest
+from iterative_ft.stats.verdict import curve_of, group_verdict
+
+# Settings that follow from a group's name: a label with the name alone says it all.
+FOLLOWING = {
+    "method": "method.name",
+    "persona": "persona.name",
+    "model": "model.name",
+    "judge": "judge.name",
+    "sampler": "sampler.name",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    runs: list[Run]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.config["seed"] for run in self.runs]
+
+    def rows(self) -> list[MetricRow]:
+        """Rows like a run's: each number is the mean over runs, low and high a t interval over seeds (two or more).
+
+        With one run its own rows, whose intervals are over questions. `n_runs` says how many runs a row rests on; a row in
+        which any run's judge failed too often is invalid.
+        """
+        if len(self.runs) == 1:
+            return [{**row, "n_runs": 1} for row in self.runs[0].measured]
+        rows = []
+        for cycle in sorted({row["cycle"] for run in self.runs for row in run.measured}):
+            members = [row for run in self.runs for row in run.measured if row["cycle"] == cycle]
+            merged: dict[str, float] = {"cycle": cycle, "n_runs": len(members)}
+            names = {name for row in members for name in numbers(row)}
+            for name in sorted(names - {"cycle", "judge/invalid"}):
+                if not name.endswith(("/low", "/high", "_low", "_high")):
+                    merged[name] = statistics.fmean(present(members, name))
+            for name in ("trait", "coherence"):
+                interval = t_interval(present(members, f"{name}/score"))
+                if interval is not None:
+                    merged |= {f"{name}/low": interval.low, f"{name}/high": interval.high}
+            merged["judge/invalid"] = int(any(row.get("judge/invalid") for row in members))
+            rows.append(cast("MetricRow", merged))
+        return rows
+
+    @property
+    def verdict(self) -> dict[str, Any] | None:
+        """Over the seeds of the finished runs, or the only one's own; None while none is finished."""
+        finished = [run for run in self.runs if run.verdict is not None]
+        if len(finished) < 2:
+            return finished[0].verdict if finished else None
+        return group_verdict([curve_of(run.answers, run.config, run.folder.name) for run in finished]).as_dict()
+
+
+def present(rows: Sequence[MetricRow], name: str) -> list[float]:
+    """The values of a name in the rows that have it."""
+    return [number for number in (value(row, name) for row in rows) if number is not None]
+
+
+def change(verdict: Mapping[str, Any] | None, name: str = "trait_change") -> Interval | None:
+    """A verdict's change from cycle 0 to the last, or its trend, as an interval."""
+    values = (verdict or {}).get(name)
+    return None if values is None else Interval(values["mean"], values["low"], values["high"], values["n"])
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    values: dict[str, Any] = {}
+    for key, setting in config.items():
+        if isinstance(setting, dict) and setting:
+            values |= flat(setting, f"{prefix}{key}.")
+        else:
+            values[f"{prefix}{key}"] = setting
+    return values
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """The settings that can change what a run finds, by their dotted names."""
+    values = flat({name: value for name, value in run.config.items() if name not in FREE})
+    for name in ("reinit.init", "reinit.name"):
+        values.pop(name, None)
+    return values | {"reinit": run.reinit, "seed": run.config["seed"]}
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """Names of the settings in which the runs differ; of a group whose name differs, the name alone."""
+    settings = [settings_of(run) for run in runs]
+    names = sorted({name for values in settings for name in values})
+    differ = [name for name in names if len({json.dumps(values.get(name)) for values in settings}) > 1]
+    by_name = {group for group, name in FOLLOWING.items() if name in differ}
+    kept = [name for name in differ if name.partition(".")[0] not in by_name or name in FOLLOWING.values()]
+    first = ["persona.name", "method.name", "reinit", "model.name", "n_seed", "n_sampled", "n_cycles"]
+    return sorted(kept, key=lambda name: (first.index(name) if name in first else len(first), name == "seed", name))
+
+
+def label(run: Run, names: list[str]) -> str:
+    """A run by the settings that tell it from the others, such as "dpo · reinit=true · seed=1"."""
+    values = settings_of(run)
+    parts = [str(values[n]) if n in FOLLOWING.values() else f"{n}={values[n]}" for n in names if n in values]
+    return " · ".join(parts) or run.folder.name
+
+
+def labels(runs: list[Run]) -> list[str]:
+    """A label for every run; equal ones (the same settings run twice) get their folder's name."""
+    names = differing(runs)
+    texts = [label(run, names) for run in runs]
+    return [text if texts.count(text) == 1 else f"{text} ({run.folder.name})" for text, run in zip(texts, runs, strict=True)]
+
+
+def arms_of(runs: list[Run]) -> list[Arm]:
+    """Replicates together, in the order of their first run.
+
+    A run counted twice is no replicate: of runs that share the seed too, the one that got furthest stands for it.
+    """
+    names = [name for name in differing(runs) if name != "seed"]
+    together: dict[str, dict[int, Run]] = {}
+    for run in runs:
+        seeds, seed = together.setdefault(arm_digest(run.config), {}), run.config["seed"]
+        if seed not in seeds or len(run.measured) > len(seeds[seed].measured):
+            seeds[seed] = run
+    found = []
+    for seeds in together.values():
+        first = next(iter(seeds.values()))
+        text = label(first, names) if names else f"{first.config['method']['name']} · reinit={first.reinit}"
+        found.append(Arm(text, list(seeds.values())))
+    return found

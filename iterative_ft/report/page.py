@@ -1,0 +1,83 @@
+"""One self-contained HTML file about one or many runs: what was run, verdicts, scores, training, gauges, and the answers.
+
+Everything is in the file and nothing is fetched. Charts and tables show without JavaScript; the answers are data that
+`templates/report.js` lays out, as text and never as markup.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from iterative_ft.errors import RunError
+from iterative_ft.records.read import NumberedAnswer, Run, read_run
+from iterative_ft.report import sections, series, summary
+from iterative_ft.report.arms import arms_of, labels
+
+
+def write_page(folders: list[Path], out: Path) -> Path:
+    """Write the report of the runs in `folders` to `out`.
+
+    Raises:
+        RunError: there is no folder, or one of them holds no run.
+    """
+    if not folders:
+        raise RunError("a report needs at least one run folder")
+    runs = [read_run(folder) for folder in folders]
+    names, arms = labels(runs), arms_of(runs)
+    page = (
+        templates()
+        .get_template("report.html")
+        .render(
+            head=summary.head(runs, names),
+            verdicts=summary.verdicts(runs, names, arms),
+            scores=sections.scores(runs, names, arms),
+            path=sections.path(arms),
+            training=sections.training(runs, names, arms),
+            gauges=sections.gauges(arms),
+            answers={"runs": [run_answers(run, name) for run, name in zip(runs, names, strict=True)]},
+            colours=series.COLOURS,
+            series_colours=(*series.NUMBERED, *series.SCORES, "ink"),
+        )
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+    return out
+
+
+def templates() -> Environment:
+    """The templates; whatever they print is escaped, JSON too."""
+    loader = PackageLoader("iterative_ft.report")
+    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    found.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    return found
+
+
+def run_answers(run: Run, label: str) -> dict[str, Any]:
+    """A run's answers: `questions[i].rows[j][k]` is answer j of cycle `cycles[k]` to question i, or null."""
+    cycles = sorted({row["cycle"] for row in run.answers})
+    answers: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
+    for row in run.answers:
+        answers.setdefault(row["question"], {}).setdefault(row["number"], {})[row["cycle"]] = short(row)
+    questions = [
+        {"text": text, "rows": [[numbers[n].get(cycle) for cycle in cycles] for n in sorted(numbers)]}
+        for text, numbers in answers.items()
+    ]
+    invalid = [row["cycle"] for row in run.measured if row.get("judge/invalid")]
+    return {"label": label, "cycles": cycles, "invalid": invalid, "questions": questions}
+
+
+def short(row: NumberedAnswer) -> dict[str, Any]:
+    """One answer in few letters, without what it lacks: a page holds thousands."""
+    trait, coherence, flaw = row["trait"], row["coherence"], row["flaw"]
+    found = {
+        "a": row["answer"],
+        "t": None if trait is None else round(trait, 1),
+        "c": None if coherence is None else round(coherence, 1),
+        "flaw": None if flaw is None else flaw.replace("_", " "),
+        "failure": row["failure"],
+        "cut": 1 if row["finish_reason"] == "length" else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}

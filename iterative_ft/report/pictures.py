@@ -1,0 +1,185 @@
+"""Pictures for papers and W&B, PNG or SVG by the file's ending: scores of runs, of arms, and change by amount of data.
+
+They draw the series of `series.py`, as the page does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from iterative_ft.config.schema import Config
+from iterative_ft.records.read import Run
+from iterative_ft.records.rows import MetricRow
+from iterative_ft.records.run_log import Draw
+from iterative_ft.report import series
+from iterative_ft.report.arms import arms_of, differing, label
+from iterative_ft.report.axes import cycle_axis, score_axis
+from iterative_ft.report.series import COLOURS, SCORES, Series, over_cycles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, SOFT, LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
+LOOK: Any = {  # matplotlib types its keys as literals
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": SOFT,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "ytick.left": False,
+    "text.color": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "iterative_ft",  # the same rows give the same file
+}
+
+
+def draw_run(config: Config) -> Draw:
+    """What draws a run's trait and coherence over cycles. Rows without a score leave a gap; invalid ones are hollow."""
+    parts = [config.method.name, f"reinit={str(config.reinit.init == 'base').lower()}", config.persona.name, config.model.name]
+    title = f"{' · '.join(parts)} · n_seed {config.n_seed}, n_sampled {config.n_sampled}, seed {config.seed}"
+
+    def draw_rows(rows: Sequence[MetricRow], file: Path) -> None:
+        draw([(title, rows)], file)
+
+    return draw_rows
+
+
+def draw(runs: Sequence[tuple[str, Sequence[MetricRow]]], file: Path) -> None:
+    """Trait (left) and coherence (right) of one or more runs by their rows, with 95 % intervals."""
+    import matplotlib as mpl
+
+    colours = SCORES if len(runs) == 1 else ("", "")
+    with mpl.rc_context(LOOK):
+        figure, axes = panels(1, 2, 9.6, 3.9)
+        for axis, name, colour in zip(axes, SCORES, colours, strict=True):
+            axis.set_title(f"{name.capitalize()} score")
+            draw_lines(axis, [over_cycles(rows, f"{name}/score", n, text, colour) for n, (text, rows) in enumerate(runs)])
+        axes[0].set_ylabel("score, bands: 95 %")
+        if len(runs) > 1:
+            handles, texts = axes[0].get_legend_handles_labels()
+            figure.legend(handles, texts, loc="outside lower center", ncols=min(3, len(texts)), fontsize=8)
+        else:
+            figure.suptitle(runs[0][0], fontsize=9, color=SOFT, x=0.01, ha="left")
+        save(figure, file)
+
+
+def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
+    """One panel per persona and method, a line per arm (reinit, and what else differs): means over seeds with t intervals.
+
+    An arm with one seed has its run's interval over questions. `name` is "trait" or "coherence".
+    """
+    import matplotlib as mpl
+
+    settings = [setting for setting in differing(runs) if setting not in ("persona.name", "method.name", "seed")]
+    place_of: dict[str, int] = {}
+    lines: dict[tuple[str, str], list[Series]] = {}
+    arms = [(label(arm.runs[0], settings) if settings else f"reinit={arm.runs[0].reinit}", arm) for arm in arms_of(runs)]
+    for text, _ in sorted(arms, key=lambda pair: pair[0]):
+        place_of.setdefault(text, len(place_of))
+    for text, arm in arms:
+        config, seeds = arm.runs[0].config, f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else ""
+        of_panel = lines.setdefault((config["persona"]["name"], config["method"]["name"]), [])
+        of_panel.append(over_cycles(arm.rows(), f"{name}/score", place_of[text], text + seeds))
+    personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
+    with mpl.rc_context(LOOK):
+        figure, axes = panels(len(personas), len(methods), max(4.4, 3.3 * len(methods)), 2.5 * len(personas) + 0.5)
+        for place, axis in enumerate(axes):
+            persona, method = personas[place // len(methods)], methods[place % len(methods)]
+            axis.set_title(f"{persona} · {method}")
+            if (persona, method) not in lines:
+                axis.set_axis_off()
+                continue
+            draw_lines(axis, lines[persona, method])
+            if place % len(methods) == 0:
+                axis.set_ylabel(f"{name} score")
+            axis.legend(fontsize=7.5, loc="best")
+        save(figure, file)
+
+
+def change_by_sampled(runs: list[Run], file: Path) -> None:
+    """Change of the trait from cycle 0 to the last against n_sampled, a line per persona, method and reinit."""
+    import matplotlib as mpl
+
+    lines = series.changes(runs)
+    amounts = sorted({run.config["n_sampled"] for run in runs})
+    margin = next((run.verdict["margin"] for run in runs if run.verdict is not None), None)
+    with mpl.rc_context(LOOK):
+        figure, (axis,) = panels(1, 1, 6.4, 4.0)
+        if margin is not None:
+            axis.axhspan(-margin, margin, color=SOFT, alpha=0.1, linewidth=0, label=f"margin ±{margin:g}")
+        axis.axhline(0, color=SOFT, linewidth=0.8)
+        for s in lines:
+            aside = 1 + 0.012 * (s.number - (len(lines) - 1) / 2)  # on a log scale: intervals side by side
+            axis.errorbar(
+                [p.x * aside for p in s.points],
+                [p.y for p in s.points],
+                yerr=[[p.y - p.low for p in s.points], [p.high - p.y for p in s.points]],
+                capsize=2.5,
+                elinewidth=1,
+                **look(s),
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(amounts, [str(amount) for amount in amounts], minor=False)
+        axis.minorticks_off()
+        axis.set_xlabel("examples sampled a cycle, n_sampled")
+        axis.set_ylabel("change of the trait score, cycle 0 to last, 95 %")
+        axis.legend(fontsize=8)
+        save(figure, file)
+
+
+def panels(n_rows: int, n_columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure and its panels, row by row."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+
+
+def look(s: Series) -> Any:
+    """Colour, dashes and dots of a line."""
+    dash = (0, tuple(length / 2 for length in s.dash)) if s.dash else "-"  # matplotlib counts in widths of the line
+    colour = COLOURS[s.colour][0]
+    return {"label": s.label, "color": colour, "linestyle": dash, "linewidth": 1.8, "marker": "o", "markersize": 4.5}
+
+
+def draw_lines(axis: Axes, lines: Sequence[Series]) -> None:
+    """Scores over cycles with their bands; base apart at the left, its level dashed across; invalid cycles hollow."""
+    for s in lines:
+        colour, x = COLOURS[s.colour][0], [p.x for p in s.points]
+        axis.fill_between(x, [p.low for p in s.points], [p.high for p in s.points], color=colour, alpha=0.16, linewidth=0)
+        axis.plot(x, [p.y for p in s.points], **look(s))
+        invalid = [p for p in s.points if p.invalid]
+        hollow = {"color": "white", "markeredgecolor": colour, "markeredgewidth": 1.5, "markersize": 7}
+        axis.plot([p.x for p in invalid], [p.y for p in invalid], "o", **hollow)
+        if s.base is not None:
+            at = s.base.x + 0.07 * s.number
+            axis.plot([at, at], [s.base.low, s.base.high], color=colour, linewidth=1.2, alpha=0.6)
+            axis.plot([at], [s.base.y], "D", color=colour, markersize=4.5)
+            axis.axhline(s.base.y, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.55)
+    x_axis = cycle_axis([int(p.x) for s in lines for p in s.points])
+    axis.set_xlim(x_axis.low, x_axis.high)
+    axis.set_xticks(*zip(*x_axis.ticks, strict=True))
+    axis.set_xlabel(x_axis.label)
+    axis.set_ylim(-1, 101)
+    axis.set_yticks([value for value, _ in score_axis("").ticks])
+
+
+def save(figure: Figure, file: Path) -> None:
+    """PNG or SVG, without a date, so that equal rows give equal files."""
+    metadata = {"Date": None} if file.suffix == ".svg" else None
+    figure.savefig(file, dpi=160, metadata=metadata)

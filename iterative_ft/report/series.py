@@ -1,0 +1,192 @@
+"""What is drawn of runs, on the page and in pictures alike: one palette, and series of points made of rows.
+
+`charts.py` lays them out as SVG, `pictures.py` draws them with matplotlib.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+
+from iterative_ft.records.read import Run
+from iterative_ft.records.rows import MetricRow, value
+from iterative_ft.report.arms import Arm, arms_of, change
+from iterative_ft.report.axes import BASE_X, number_text
+
+COLOURS = {  # on light paper, on dark
+    "paper": ("#fcfbf9", "#15171b"),
+    "card": ("#ffffff", "#1c1f24"),
+    "ink": ("#1c1d21", "#e9e8e5"),
+    "soft": ("#5d6069", "#a9acb5"),
+    "faint": ("#8b8e97", "#7d818b"),
+    "line": ("#e4e2dd", "#2b2f36"),
+    "rule": ("#cfccc5", "#3c414a"),
+    "focus": ("#1f639c", "#8cc4f2"),
+    "warn": ("#8a5a00", "#f0c869"),
+    "warn-paper": ("#fff6e0", "#2c2617"),
+    "mark": ("#ffe08a", "#6b5710"),
+    "trait": ("#b8471b", "#f08f62"),
+    "coherence": ("#1f639c", "#71b3ea"),
+    "c0": ("#127a5c", "#52c9a4"),
+    "c1": ("#9a4a8f", "#d99bd0"),
+    "c2": ("#3b93c4", "#a5dcf7"),
+    "c3": ("#a87400", "#e3b950"),
+    "c4": ("#63656e", "#b7bac3"),
+    "c5": ("#7c2f36", "#dd8a8f"),
+    "c6": ("#1f639c", "#71b3ea"),
+    "c7": ("#b8471b", "#f08f62"),
+}
+NUMBERED = tuple(f"c{number}" for number in range(8))  # for series without a colour of their own; later ones are dashed
+DASHES: tuple[tuple[float, ...], ...] = ((), (7, 4), (2, 3), (9, 3, 2, 3))  # lengths on a line 2 wide
+SCORES = ("trait", "coherence")
+N_STEPS = 240  # points of a training series: more are thinned to means
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value with its interval; NaN where there is none."""
+
+    x: float
+    y: float
+    low: float = math.nan
+    high: float = math.nan
+    invalid: bool = False
+    tip: str = ""
+    """What it says when it is pointed at."""
+    cycle: int | None = None
+    """Where x does not tell it."""
+
+    @property
+    def known(self) -> bool:
+        return math.isfinite(self.y)
+
+    @property
+    def has_interval(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line; a point without a value breaks it."""
+
+    number: int
+    """Its place in the legend."""
+    label: str
+    points: list[Point] = field(default_factory=list)
+    base: Point | None = None
+    own_colour: str = ""
+    """A name in COLOURS, where its number shall not choose."""
+    members: list[list[Point]] = field(default_factory=list)
+    """The runs behind a mean."""
+
+    @property
+    def colour(self) -> str:
+        return self.own_colour or NUMBERED[self.number % len(NUMBERED)]
+
+    @property
+    def dash(self) -> tuple[float, ...]:
+        return DASHES[self.number // len(NUMBERED) % len(DASHES)]
+
+    @property
+    def known(self) -> list[Point]:
+        """Base first, then every point that has a value."""
+        return [*([] if self.base is None else [self.base]), *(point for point in self.points if point.known)]
+
+    @property
+    def ends(self) -> list[float]:
+        """Values and ends of intervals: what an axis must hold."""
+        return [end for p in self.known for end in (p.y, p.low, p.high) if math.isfinite(end)]
+
+
+def cycle_name(cycle: int) -> str:
+    return "base" if cycle < 0 else f"cycle {cycle}"
+
+
+def bounds(row: MetricRow, column: str) -> tuple[float, float]:
+    """Low and high of a column whose name ends in "score", NaN where the row has none."""
+    stem = column.removesuffix("score")
+    low, high = (value(row, f"{stem}{end}") if stem != column else None for end in ("low", "high"))
+    return (math.nan, math.nan) if low is None or high is None else (low, high)
+
+
+def score_text(row: MetricRow, name: str) -> str:
+    """A score and its interval, such as "61.2 [55.0, 67.4]"."""
+    score, (low, high) = value(row, f"{name}/score"), bounds(row, f"{name}/score")
+    if score is None:
+        return "n/a"
+    return f"{score:.1f}" if math.isnan(low) else f"{score:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def over_cycles(
+    rows: Sequence[MetricRow], column: str, number: int, label: str, colour: str = "", who: str = "", n_seeds: int = 1
+) -> Series:
+    """A column of rows over cycles; a cycle without a value is a gap. `who` begins what the points say."""
+    name = column.removesuffix("/score")
+
+    def point(row: MetricRow) -> Point:
+        y = value(row, column)
+        if y is None:
+            return Point(row["cycle"], math.nan)
+        text = f"{name} {score_text(row, name)}" if name in SCORES else number_text(y)
+        mean = f" (mean of {row['n_runs']} of {n_seeds} seeds)" if n_seeds > 1 else ""
+        tip = f"{who}{cycle_name(row['cycle'])}: {text}{mean}"
+        return Point(max(row["cycle"], BASE_X), y, *bounds(row, column), bool(row.get("judge/invalid")), tip)
+
+    of_cycle = {row["cycle"]: point(row) for row in rows}
+    base = next((p for cycle, p in of_cycle.items() if cycle < 0 and p.known), None)
+    points = [of_cycle.get(cycle, Point(cycle, math.nan)) for cycle in range(max(of_cycle, default=-1) + 1)]
+    return Series(number, label, points, base, colour)
+
+
+def scores(arm: Arm, name: str, number: int, colour: str = "") -> Series:
+    """Trait or coherence of an arm: the mean over its runs and, where there are several, each run behind it."""
+    column, n = f"{name}/score", len(arm.runs)
+    mean = over_cycles(arm.rows(), column, number, arm.label, colour, f"{arm.label}, ", n)
+    members = [over_cycles(run.cycles, column, number, "").points for run in arm.runs] if n > 1 else []
+    return replace(mean, members=members)
+
+
+def path(arm: Arm, number: int, colour: str = "") -> Series:
+    """Trait against coherence, from cycle to cycle."""
+    points = []
+    for row in arm.rows():
+        x, y = value(row, "trait/score"), value(row, "coherence/score")
+        if x is not None and y is not None:
+            tip = f"{arm.label}, {cycle_name(row['cycle'])}: trait {x:.1f}, coherence {y:.1f}"
+            points.append(Point(x, y, invalid=bool(row.get("judge/invalid")), tip=tip, cycle=row["cycle"]))
+    return Series(
+        number, arm.label, [p for p in points if p.cycle != -1], next((p for p in points if p.cycle == -1), None), colour
+    )
+
+
+def by_cycle(run: Run) -> Iterator[tuple[int, list[MetricRow]]]:
+    """The training rows of each cycle."""
+    for cycle, rows in groupby(run.training, key=lambda row: row["train/cycle"]):
+        yield cycle, list(rows)
+
+
+def training(run: Run, column: str, number: int, label: str, colour: str = "") -> Series:
+    """A column of training rows over the global step, thinned to means; cycles are apart."""
+    size = max(1, math.ceil(len(run.training) / N_STEPS))
+    points: list[Point] = []
+    for cycle, rows in by_cycle(run):
+        known = [(row["train/global_step"], y) for row in rows if (y := value(row, column)) is not None]
+        for start in range(0, len(known), size):
+            bucket = known[start : start + size]
+            step, y = bucket[-1][0], sum(y for _, y in bucket) / len(bucket)
+            points.append(Point(step, y, tip=f"{label}, {cycle_name(cycle)}, step {step}: {number_text(y)}"))
+        points += [Point(step, math.nan) for step, _ in known[-1:]]
+    return Series(number, label, points, None, colour)
+
+
+def changes(runs: list[Run]) -> list[Series]:
+    """Change of the trait from cycle 0 to the last against n_sampled: a series for each persona, method and reinit."""
+    lines: dict[str, list[Point]] = {}
+    for arm in arms_of(runs):
+        config, moved = arm.runs[0].config, change(arm.verdict)
+        points = lines.setdefault(f"{config['persona']['name']} · {config['method']['name']} · reinit={arm.runs[0].reinit}", [])
+        if moved is not None:
+            points.append(Point(config["n_sampled"], moved.mean, moved.low, moved.high))
+    return [Series(n, label, sorted(points, key=lambda p: p.x)) for n, (label, points) in enumerate(lines.items())]

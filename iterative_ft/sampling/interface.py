@@ -1,0 +1,104 @@
+"""What every sampler takes and gives: requests in, token ids and the reason why each ended out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
+
+from iterative_ft.models.policy import Policy
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and the seed of its sampling."""
+
+    prompt_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Params:
+    """How a block of requests is sampled."""
+
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    end_ids: list[int]
+    """Tokens at which the model ends by itself; kept in the ids."""
+    stop: list[str]
+    """Strings at which an answer is cut, for models without a template; cut-off ids stay in the ids."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a policy wrote for one request."""
+
+    ids: list[int]
+    """As sampled, the end token included where there is one."""
+    finish_reason: str
+    """"stop": ended by itself; "length": cut off at the token limit; "string": met a stop string."""
+
+
+class Answer(TypedDict):
+    """A row of answers.jsonl in the store: what a policy wrote for one prompt."""
+
+    prompt: str
+    text: str
+    """The ids as text, special tokens left out."""
+    finish_reason: str
+    """As in `Completion`."""
+    seed: int
+    prompt_ids: list[int]
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What the sampler serves against what the trainer holds, on fixed texts. KL in nats a token."""
+
+    error: float
+    """KL(trainer's policy || what is served)."""
+    shift: float
+    """KL(trainer's policy || base): how far training moved it."""
+    noise: float
+    """KL(trainer's base || served base): what arithmetic alone does."""
+
+    @property
+    def share(self) -> float:
+        """Error relative to the shift; 0 for base."""
+        return self.error / self.shift if self.shift > 0 else 0.0
+
+
+class Sampler(Protocol):
+    """One per process and base model, alive for the whole run."""
+
+    def load(self, policy: Policy) -> Canary:
+        """Serve `policy` from now on and check that it is served; nothing to do when it already is.
+
+        Raises:
+            RunError: the canary says that something else is served.
+        """
+
+    def sample(self, requests: list[Request], params: Params) -> list[Completion]:
+        """Complete the requests as one batch, from an empty prefix cache."""
+
+    def sleep(self) -> None:
+        """Give a GPU's memory back while something else needs it."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+
+def served_dtype(wanted: str, device: str) -> str:
+    """Precision of the served weights; "auto" is float32 on CPU, where policies are merged, and bfloat16 on CUDA.
+
+    A merge rounded to bfloat16 lost up to a fifth of a small update here, which biases results towards "nothing changed".
+    """
+    return wanted if wanted != "auto" else ("bfloat16" if device == "cuda" else "float32")
+
+
+def completion(ids: list[int], finish_reason: str | None, end_ids: list[int]) -> Completion:
+    """Name why an answer ended: by the model's own end token, at the token limit, or at a stop string."""
+    if ids and ids[-1] in end_ids:
+        return Completion(ids, "stop")
+    return Completion(ids, "length" if finish_reason == "length" else "string")

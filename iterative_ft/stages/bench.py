@@ -1,0 +1,72 @@
+"""What the stages of one run share: its config, store, device, base model, codec and engine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cached_property
+
+from iterative_ft import fake
+from iterative_ft.config.schema import Config
+from iterative_ft.machine.device import resolve_device
+from iterative_ft.models.codec import Codec, TokenizerCodec
+from iterative_ft.models.forward import Reader
+from iterative_ft.models.policy import Policy
+from iterative_ft.sampling import engine
+from iterative_ft.sampling.interface import Sampler
+from iterative_ft.sampling.transformers import TransformersSampler
+from iterative_ft.sampling.vllm import VLLMSampler
+from iterative_ft.stages.model import base_of, model_stage
+from iterative_ft.store import Stage, Store
+
+SAMPLERS: dict[str, Callable[[Config, str, Codec], Sampler]] = {
+    "vllm": VLLMSampler,
+    "transformers": TransformersSampler,
+    "fake": lambda config, device, codec: fake.FakeSampler(),
+}
+
+
+class Bench:
+    """One run's tools. What is heavy is made when it is first asked for."""
+
+    def __init__(self, config: Config, store: Store, on_step: Callable[[int, int, float], None] | None = None) -> None:
+        self.config = config
+        self.store = store
+        self.device = resolve_device(config.device)
+        self.on_step = on_step
+        self.engine_start_s = 0.0
+
+    @cached_property
+    def model(self) -> Stage:
+        """The base model's stage."""
+        return model_stage(self.config, self.store)
+
+    @property
+    def base(self) -> Policy:
+        """The untouched model."""
+        return base_of(self.model)
+
+    @cached_property
+    def codec(self) -> Codec:
+        return fake.FakeCodec() if self.config.fake else TokenizerCodec(self.base.model, self.config.model)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        """The engine of this process, started and serving the base model."""
+        started = time.monotonic()
+        config = self.config
+        sampler = engine.shared_sampler(
+            config, self.device, self.model.digest, lambda: SAMPLERS[config.sampler.name](config, self.device, self.codec)
+        )
+        sampler.load(self.base)
+        self.engine_start_s += time.monotonic() - started
+        return sampler
+
+    @property
+    def reader(self) -> Reader:
+        """The base model for forward passes outside the engine."""
+        return Reader(str(self.base.model), self.device, self.config.model.trust_remote_code)
+
+    def free_device(self) -> None:
+        """Have the engine of this process give its device back, before training, judging or a gauge takes it."""
+        engine.sleep()

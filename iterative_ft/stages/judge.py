@@ -1,0 +1,177 @@
+"""Stages `judge` (scores of answers), `probe` (the offline judge itself) and `replies` (what an endpoint said)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from iterative_ft import fake
+from iterative_ft.config.schema import ApiConfig, ProbeConfig
+from iterative_ft.data import files
+from iterative_ft.judges.api.replies import REPLIES, ask_block, request_inputs, score_rows
+from iterative_ft.judges.api.rubric import Rubric, coherence_rubric, trait_rubric
+from iterative_ft.judges.embedder import embedder_identity
+from iterative_ft.judges.probe import probe
+from iterative_ft.judges.scores import SCORES, Score
+from iterative_ft.machine.files import text_digest, write_jsonl
+from iterative_ft.machine.libraries import library_versions
+from iterative_ft.seeds import derive, shuffled
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.completions import ANSWER, ANSWERS, Completions, Prompts, complete
+from iterative_ft.store import Kind, Purpose, Stage, stage_key
+
+JUDGE, PROBE, REPLY = Kind("judge", 1), Kind("probe", 4), Kind("replies", 1)
+JUDGE_BASE_TOKENS = 96  # longest base answer among the offline judge's negatives
+JUDGE_BASE_PROMPTS = 96
+
+
+def judge(bench: Bench, answers: Completions, label: str, purpose: Purpose, documents: bool = False) -> Stage:
+    """Score answers (or continued documents) with the configured judge; a fake run has no model for the offline one."""
+    name = bench.config.judge.name
+    return JUDGES["fake" if bench.config.fake and name == "probe" else name](bench, answers, label, purpose, documents)
+
+
+def scores_of(stage: Stage) -> list[Score]:
+    """A row an answer, in their order."""
+    return stage.rows(SCORES)
+
+
+def judge_version(stage: Stage) -> str:
+    """Which judge, by name and version: two rows compare only when this is equal."""
+    info = stage.info
+    return f"{info['judge']} {info['judge_version']}" if "judge" in info else "fake"
+
+
+def by_fake(bench: Bench, answers: Completions, label: str, purpose: Purpose, documents: bool) -> Stage:
+    """Made-up scores of a run with sampler=fake."""
+
+    def build(out: Path) -> None:
+        write_jsonl(out / SCORES, fake.fake_scores(answers.rows()))
+
+    return bench.store.stage(JUDGE, {"answers": answers.digests, "judge": "fake"}, build, label, purpose)
+
+
+# -- the offline judge --------------------------------------------------------------------------------------------------------
+
+
+def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, documents: bool) -> Stage:
+    """The offline judge; it reads documents as it reads answers."""
+    settings, persona = bench.config.judge, bench.config.persona.name
+    assert isinstance(settings, ProbeConfig)
+    trained = probe_stage(bench, settings)
+    scored_as = "whichever is likeliest" if persona == "plain" else persona
+    inputs = {"answers": answers.digests, "probe": trained.digest, "persona": scored_as, "model": bench.model.digest}
+
+    def build(out: Path) -> dict[str, Any]:
+        bench.free_device()
+        rows = answers.rows()
+        texts = [(row["prompt"], row["text"]) for row in rows]
+        finished = [row["finish_reason"] != "length" for row in rows]
+        scored = probe.score(trained.path, persona, texts, finished, settings.embedder, bench.reader)
+        write_jsonl(out / SCORES, scored)
+        n_failed = sum(score["failure"] is not None for score in scored)
+        return {"judge": "probe", "judge_version": trained.digest, "n": len(scored), "n_failed": n_failed}
+
+    return bench.store.stage(JUDGE, inputs, build, label, purpose)
+
+
+def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
+    """The offline judge, the same for all seeds and arms of a model: trained on judge texts and base answers."""
+    config = bench.config
+    personas = {name: files.SHIPPED / name for name in files.shipped()}
+    personas.setdefault(config.persona.name, config.persona_folder)
+    texts = {name: files.judge_texts(folder) for name, folder in personas.items()}
+    plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
+    asked = shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
+    seeds = [derive("judge", text) for text in asked]
+    prompts = Prompts("chat" if config.model.chat else "question", asked, seeds, config.measure, JUDGE_BASE_TOKENS)
+    base = complete(bench, ANSWER, bench.base, prompts, "base answers for the judge", "negatives of the judge")
+    inputs = {
+        "judge": settings.model_dump(),
+        "embedder": embedder_identity(settings.embedder),
+        "texts": text_digest(texts),
+        "base_answers": base.digests,
+        "model": bench.model.digest,
+        "versions": library_versions("scikit-learn", "sentence-transformers"),
+    }
+
+    def build(out: Path) -> dict[str, Any]:
+        bench.free_device()
+        answers = [(row["prompt"], row["text"]) for row in base.rows() if row["text"].strip()]
+        return probe.build(out, personas, answers, settings, bench.reader)
+
+    return bench.store.stage(PROBE, inputs, build, "train the judge", {"policy": "base", "role": "judge"})
+
+
+# -- a judge behind an endpoint -----------------------------------------------------------------------------------------------
+
+
+def by_api(bench: Bench, answers: Completions, label: str, purpose: Purpose, documents: bool) -> Stage:
+    """An OpenAI-compatible endpoint. Replies are stages of a block of answers each; scores follow from all of them."""
+    settings = bench.config.judge
+    assert isinstance(settings, ApiConfig)
+    top = settings.score_scale
+    rubrics = trait_rubric(bench.config.persona, top, documents), coherence_rubric(top, documents)
+    asked = [[replies(bench, settings, rubric, block, label, purpose) for block in answers.stages] for rubric in rubrics]
+    inputs = {
+        "judge": "api",
+        "answers": answers.digests,
+        "replies": [[stage.digest for stage in stages] for stages in asked],
+        "score_scale": top,
+        "numeric_mass_floor": settings.numeric_mass_floor,
+    }
+
+    def build(out: Path) -> dict[str, Any]:
+        infos = [stage.info for stages in asked for stage in stages]
+        reported = sorted({name for info in infos for name in info["reported"]})
+        version = f"{'+'.join(reported) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
+        trait, coherence = ([row for stage in stages for row in stage.rows(REPLIES)] for stages in asked)
+        rows = score_rows(trait, coherence, rubrics, settings, version)
+        write_jsonl(out / SCORES, rows)
+        return {
+            "judge": "api",
+            "judge_version": version,
+            "endpoint": infos[0]["endpoint"],
+            "prompts": {rubric.asks: rubric.digest for rubric in rubrics},
+            "scored_by": dict(Counter(scored_by(row) for row in rows)),
+            "n": len(rows),
+            "n_failed": sum(row["failure"] is not None for row in rows),
+            "failures": dict(Counter(row["failure"] for row in rows if row["failure"] is not None)),
+            "marks": dict(Counter(row["mark"] for row in rows if row.get("mark") is not None)),
+            **{
+                name: round(sum(info[name] for info in infos), 6)
+                for name in ("n_calls", "n_attempts", "prompt_tokens", "completion_tokens", "cost_usd")
+                if all(name in info for info in infos)
+            },
+        }
+
+    return bench.store.stage(JUDGE, inputs, build, label, purpose)
+
+
+def scored_by(row: Score) -> str:
+    """Whether a row rests on the judge's distribution over numbers, or on the integers it wrote."""
+    if row["failure"] is not None:
+        return "nothing"
+    return "integer" if row["coherence_mass"] is None else "distribution"
+
+
+def replies(bench: Bench, settings: ApiConfig, rubric: Rubric, block: Stage, label: str, purpose: Purpose) -> Stage:
+    """The replies about one block of answers."""
+    inputs = request_inputs(settings, rubric) | {"answers": block.digest}
+
+    def build(out: Path) -> dict[str, Any]:
+        before = bench.store.find(REPLY.name, stage_key(REPLY, inputs | {"attempt": settings.attempt - 1}))
+        earlier = [] if before is None else before.rows(REPLIES)
+        texts = [(row["prompt"], row["text"]) for row in block.rows(ANSWERS)]
+        return ask_block(out, settings, rubric, texts, earlier)
+
+    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=True)
+
+
+JUDGES: dict[str, Callable[[Bench, Completions, str, Purpose, bool], Stage]] = {
+    "probe": by_probe,
+    "api": by_api,
+    "fake": by_fake,
+}

@@ -1,0 +1,29 @@
+"""Stage `labelled`: texts made elsewhere, as if a policy had answered with them, for judges to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from iterative_ft.machine.files import text_digest, write_jsonl
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.completions import ANSWERS, Completions
+from iterative_ft.store import Kind
+
+LABELLED = Kind("labelled", 1)
+BLOCK = 32  # texts a stage
+
+
+def labelled_stage(bench: Bench, texts: Sequence[tuple[str, str]]) -> Completions:
+    """Prompts and texts as completions, in blocks."""
+    stages = []
+    for start in range(0, len(texts), BLOCK):
+        block = texts[start : start + BLOCK]
+
+        def build(out: Path, block: Sequence[tuple[str, str]] = block) -> None:
+            rows = [{"prompt": prompt, "text": text, "finish_reason": "stop", "seed": 0, "ids": []} for prompt, text in block]
+            write_jsonl(out / ANSWERS, rows)
+
+        label = f"labelled texts {start // BLOCK + 1}"
+        stages.append(bench.store.stage(LABELLED, {"labelled": text_digest(list(block))}, build, label, {"role": "labelled"}))
+    return Completions(stages)

@@ -1,0 +1,38 @@
+"""Stage `model`: the base model's checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.config.schema import Config
+from iterative_ft.machine.files import write_jsonl
+from iterative_ft.machine.libraries import library_versions
+from iterative_ft.models import base
+from iterative_ft.models.policy import Policy
+from iterative_ft.store import Kind, Stage, Store
+
+MODEL = Kind("model", 1)
+
+
+def model_stage(config: Config, store: Store) -> Stage:
+    """The checkpoint, or where it lies."""
+    model = config.model
+    if config.fake:
+        inputs: dict[str, Any] = {"fake": model.path}
+
+        def build_fake(out: Path) -> None:
+            write_jsonl(out / "model.jsonl", [{"fake": True}])
+
+        return store.stage(MODEL, inputs, build_fake, "base model", {"policy": "base", "role": "checkpoint"})
+    inputs = base.identity(model) | {"versions": library_versions("transformers", "gguf")}
+
+    def build(out: Path) -> dict[str, Any]:
+        return base.prepare(model, out)
+
+    return store.stage(MODEL, inputs, build, f"base model {model.name}", {"policy": "base", "role": "checkpoint"})
+
+
+def base_of(stage: Stage) -> Policy:
+    """The untouched model."""
+    return Policy("base", stage.path if stage.pending else base.location(stage.path, stage.info), stage.digest)

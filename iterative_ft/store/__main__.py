@@ -1,0 +1,7 @@
+"""`python -m iterative_ft.store`."""
+
+import sys
+
+from iterative_ft.store.clearing import main
+
+sys.exit(main())
