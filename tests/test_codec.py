@@ -20,7 +20,6 @@ from tiny import (
     embedded_config,
     embedded_model,
     families,
-    family_of,
     method_of,
     read_json,
     tiny_config,
@@ -45,8 +44,7 @@ NO_SYSTEM_ROLE = broken(
 
 
 def make_codec(model: Path, tmp_path: Path, *overrides: str) -> TokenizerCodec:
-    method = "sft" if family_of(model).template is not None else "sdf"
-    return TokenizerCodec(model, tiny_config(model, tmp_path / "store", f"method={method}", *overrides).model)
+    return TokenizerCodec(model, tiny_config(model, tmp_path / "store", f"method={method_of(model)}", *overrides).model)
 
 
 @pytest.fixture
@@ -65,6 +63,7 @@ def codec(tiny_model: Path, tmp_path: Path) -> TokenizerCodec:
         ("qwen3", CHATML),
         ("gemma", "<bos><start_of_turn>user\nhi there<end_of_turn>\n<start_of_turn>model\n"),
     ],
+    ids=["llama", "llama_bos", "qwen3", "gemma"],
 )
 def test_a_chat_prompt_ends_where_the_answer_starts(
     tiny_models: dict[str, Path], tmp_path: Path, name: str, wanted: str
@@ -118,15 +117,16 @@ def test_end_tokens_default_to_the_tokenizers(tiny_model: Path, tmp_path: Path) 
     assert codec.answer_end_ids == codec.document_end_ids == [codec.tokenizer.eos_token_id]
 
 
-ONE_END_TOKEN = "of the end tokens in generation_config.json only the tokenizer's own ends an answer"
+ONE_END_TOKEN = broken(
+    "of the end tokens in generation_config.json only the tokenizer's own ends an answer", raises=AssertionError
+)
 
 
-@pytest.mark.parametrize("family", families(qwen3=broken(ONE_END_TOKEN), gemma=broken(ONE_END_TOKEN)))
+@pytest.mark.parametrize("family", families(qwen3=ONE_END_TOKEN, gemma=ONE_END_TOKEN))
 def test_what_a_checkpoint_calls_an_end_token_ends_an_answer(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
     """Unless the config names one: a model that ends turns with another token than the tokenizer's would never stop."""
     codec = make_codec(tiny_models[family], tmp_path, "model.end_token=null", "model.document_end_token=null")
     ends = read_json(tiny_models[family] / "generation_config.json")["eos_token_id"]
-    assert ends == FAMILIES[family].ends
     assert set(ends) <= set(codec.answer_end_ids)
 
 

@@ -174,7 +174,7 @@ def test_other_os_errors_pass(tmp_path: Path) -> None:
         raise PermissionError("no")
 
     with pytest.raises(PermissionError):
-        Store(tmp_path).stage("data", {}, broken)
+        Store(tmp_path).stage(DATA, {}, broken, "broken")
 
 
 def slow_build(out: Path, log: Path) -> None:

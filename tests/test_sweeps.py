@@ -23,7 +23,6 @@ from conftest import OFFLINE, ROOT, SMALL
 from iterative_ft import fake
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import RunError
-from iterative_ft.evaluate.plan import plan_text
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import sweep
 from iterative_ft.launch.compose import distinct, load_config
@@ -359,11 +358,7 @@ def test_two_sweeps_at_once_on_one_store(tmp_path: Path) -> None:
 
 # -- files --------------------------------------------------------------------------------------------------------------------
 
-NAMES = ["data_quantity", "dpo_beta_quantity", "mitigations", "reinit_vs_continual", "sdf_quantity", "seeds", "smoke"]
-
-
-def test_all_sweep_files_are_there() -> None:
-    assert sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml")) == NAMES
+NAMES = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -387,14 +382,6 @@ def test_every_key_of_sweeps_and_launchers_has_a_comment() -> None:
         for number, line in enumerate(lines):
             if re.match(r"\s*[\w.]+:", line) and line.strip() not in ("hydra:", "sweeper:", "params:", "wandb:"):
                 assert lines[number - 1].lstrip().startswith("#"), f"{file}:{number + 1}"
-
-
-def test_smoke_fits_into_25_minutes(tmp_path: Path) -> None:
-    hydra_compose.register_sweeps()
-    jobs = hydra_compose.compose_jobs(["+sweep=smoke", f"store={tmp_path / 'store'}", "sampler=fake"], True, [])
-    configs = [load_config(composed) for _, composed in jobs]
-    last = plan_text(configs, [plan(config) for config in configs]).splitlines()[-1]
-    assert int(re.search(r"about (\d+):\d\d min", last).group(1)) < 20  # type: ignore[union-attr]
 
 
 def test_mitigations_differ_in_the_plan(compose: Callable[[list[str]], Config], tmp_path: Path) -> None:

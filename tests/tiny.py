@@ -115,7 +115,7 @@ FAMILIES = {
         adds_bos=True,
     ),
     "gpt2": Family(  # Conv1D layers, learned positions, one special token for everything, no chat template
-        ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512, "initializer_range": 0.15}),
+        ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512, "attn_pdrop":0,"resid_pdrop":0,"embd_pdrop":0, "initializer_range": 0.15}),
         ("<|endoftext|>",),
         None,
         end="<|endoftext|>",
@@ -261,9 +261,9 @@ def composed_config(overrides: list[str]) -> Config:
     return load_config(next(iter(compose_jobs(overrides)))[1])
 
 
-def method_of(family: str) -> str:
-    """A method that a family's texts can be encoded for: without a chat template that leaves documents."""
-    return "sdf" if FAMILIES[family].template is None else "sft"
+def method_of(model: Path) -> str:
+    """A method that a model's texts can be encoded for: without a chat template that leaves documents."""
+    return "sdf" if family_of(model).template is None else "sft"
 
 
 # -- policies -------------------------------------------------------------------------------------------------------------

@@ -14,14 +14,9 @@ from iterative_ft.stats.intervals import Interval, t_interval
 from iterative_ft.stats.replicates import FREE, arm_digest
 from iterative_ft.stats.verdict import curve_of, group_verdict
 
-# Settings that follow from a group's name: a label with the name alone says it all.
-FOLLOWING = {
-    "method": "method.name",
-    "persona": "persona.name",
-    "model": "model.name",
-    "judge": "judge.name",
-    "sampler": "sampler.name",
-}
+GROUPS = ("method", "persona", "model", "judge", "sampler")  # groups of settings; a label holds the name of one
+NAMES = tuple(f"{group}.name" for group in GROUPS)
+FIRST = ("persona.name", "method.name", "reinit", "model.name", "n_seed", "n_sampled", "n_cycles")  # in labels
 
 
 @dataclass(frozen=True)
@@ -99,21 +94,24 @@ def settings_of(run: Run) -> dict[str, Any]:
 
 
 def differing(runs: list[Run]) -> list[str]:
-    """Names of the settings in which the runs differ; of a group whose name differs, the name alone."""
+    """Names of the settings in which the runs differ, but for those that follow from the name of their group."""
     settings = [settings_of(run) for run in runs]
-    names = sorted({name for values in settings for name in values})
-    differ = [name for name in names if len({json.dumps(values.get(name)) for values in settings}) > 1]
-    by_name = {group for group, name in FOLLOWING.items() if name in differ}
-    kept = [name for name in differ if name.partition(".")[0] not in by_name or name in FOLLOWING.values()]
-    first = ["persona.name", "method.name", "reinit", "model.name", "n_seed", "n_sampled", "n_cycles"]
-    return sorted(kept, key=lambda name: (first.index(name) if name in first else len(first), name == "seed", name))
+
+    def n_found(*names: str) -> int:
+        return len({json.dumps([values.get(name) for name in names]) for values in settings})
+
+    def follows(name: str) -> bool:
+        group = name.partition(".")[0]
+        return group in GROUPS and name not in NAMES and n_found(f"{group}.name", name) == n_found(f"{group}.name")
+
+    differ = [name for name in {name for values in settings for name in values} if n_found(name) > 1 and not follows(name)]
+    return sorted(differ, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name == "seed", name))
 
 
 def label(run: Run, names: list[str]) -> str:
     """A run by the settings that tell it from the others, such as "dpo · reinit=true · seed=1"."""
     values = settings_of(run)
-    parts = [str(values[n]) if n in FOLLOWING.values() else f"{n}={values[n]}" for n in names if n in values]
-    return " · ".join(parts) or run.folder.name
+    return " · ".join(str(values[n]) if n in NAMES else f"{n}={values[n]}" for n in names if n in values) or run.folder.name
 
 
 def labels(runs: list[Run]) -> list[str]:

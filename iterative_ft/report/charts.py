@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
 from iterative_ft.report.axes import BASE_X, Axis
@@ -19,30 +19,21 @@ Pixel = tuple[float, float]
 
 @dataclass(frozen=True)
 class Frame:
-    """Size of a chart and what its edges are left for, in pixels."""
+    """Size of a chart, and the edges of what is drawn in it, in pixels."""
 
     width: int
     height: int
-    margin_left: int = 44
-    margin_right: int = 14
-    top: int = 10
-    margin_bottom: int = 40
-
-    @property
-    def left(self) -> int:
-        return self.margin_left
-
-    @property
-    def right(self) -> int:
-        return self.width - self.margin_right
-
-    @property
-    def bottom(self) -> int:
-        return self.height - self.margin_bottom
+    left: int
+    right: int
+    top: int
+    bottom: int
 
 
-LARGE, SQUARE = Frame(560, 330), Frame(560, 400)
-SMALL = Frame(270, 150, margin_left=40, margin_right=10, top=8, margin_bottom=24)
+LARGE, SQUARE, SMALL = (
+    Frame(560, 330, left=44, right=546, top=10, bottom=290),
+    Frame(560, 400, left=44, right=546, top=10, bottom=360),
+    Frame(270, 150, left=40, right=260, top=8, bottom=126),
+)
 
 
 @dataclass(frozen=True)
@@ -83,15 +74,11 @@ class Chart:
     x: Axis
     y: Axis
     frame: Frame = LARGE
-    radius: float = 4.0
-    """Of its points; at 0 they show under the pointer alone."""
+    dots: bool = True
+    """Without them a value shows only under the pointer."""
     dividers: Sequence[float] = ()
     """Values of x that part the cycles."""
     path: bool = False
-
-    @property
-    def small(self) -> bool:
-        return self.frame is SMALL
 
     def at_x(self, value: float) -> float:
         return self.x.at(value, self.frame.left, self.frame.right)
@@ -175,12 +162,10 @@ class Forest:
     extent: float
     """Where the picture ends on either side, in points."""
 
-    width: int = field(default=220, init=False)
-
     def at(self, points: float) -> float:
-        """x of a change; what lies outside is put at the edge."""
+        """x of a change, 0 to 220; what lies outside is put at the edge."""
         cut = min(max(points, -self.extent), self.extent)
-        return Axis("", -self.extent, self.extent, []).at(cut, 6, self.width - 6)
+        return Axis("", -self.extent, self.extent, []).at(cut, 6, 214)
 
     @property
     def title(self) -> str:

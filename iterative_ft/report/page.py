@@ -13,8 +13,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from iterative_ft.errors import RunError
 from iterative_ft.records.read import NumberedAnswer, Run, read_run
-from iterative_ft.report import sections, series, summary
+from iterative_ft.report import sections, series, summary, tables
 from iterative_ft.report.arms import arms_of, labels
+from iterative_ft.report.axes import number_text
+
+TEMPLATES = Environment(
+    loader=PackageLoader("iterative_ft.report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
 
 
 def write_page(folders: list[Path], out: Path) -> Path:
@@ -26,33 +36,48 @@ def write_page(folders: list[Path], out: Path) -> Path:
     if not folders:
         raise RunError("a report needs at least one run folder")
     runs = [read_run(folder) for folder in folders]
-    names, arms = labels(runs), arms_of(runs)
-    page = (
-        templates()
-        .get_template("report.html")
-        .render(
-            head=summary.head(runs, names),
-            verdicts=summary.verdicts(runs, names, arms),
-            scores=sections.scores(runs, names, arms),
-            path=sections.path(arms),
-            training=sections.training(runs, names, arms),
-            gauges=sections.gauges(arms),
-            answers={"runs": [run_answers(run, name) for run, name in zip(runs, names, strict=True)]},
-            colours=series.COLOURS,
-            series_colours=(*series.NUMBERED, *series.SCORES, "ink"),
-        )
-    )
+    page = TEMPLATES.get_template("report.html").render(context(runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")
     return out
 
 
-def templates() -> Environment:
-    """The templates; whatever they print is escaped, JSON too."""
-    loader = PackageLoader("iterative_ft.report")
-    found = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
-    return found
+def context(runs: list[Run]) -> dict[str, Any]:
+    """All that the templates lay out."""
+    names, arms = labels(runs), arms_of(runs)
+    gauges = sections.gauge_values(arms)
+    still = [name for name, values in gauges.items() if len(set(values)) == 1 or not any(run.cycles for run in runs)]
+    return {
+        "runs": runs,
+        "single": len(runs) == 1,
+        "arms": sections.legend(arms),
+        "over_seeds": any(len(arm.runs) > 1 for arm in arms),
+        "title": summary.title(runs),
+        "about": summary.about(runs),
+        "facts": summary.facts(runs),
+        "unfinished": summary.unfinished(runs, names),
+        "counts": summary.counts(runs, arms),
+        "verdict": next((run.verdict for run in runs if run.verdict is not None), None),
+        "verdict_rows": summary.verdict_rows(runs, names, arms),
+        "charts": {
+            "scores": sections.score_charts(arms),
+            "runs": sections.run_charts(runs, names),
+            "path": sections.path_charts(arms),
+            "training": sections.training_charts(runs, names, arms),
+            "gauges": sections.gauge_charts(arms, [name for name in gauges if name not in still]),
+        },
+        "tables": {
+            "runs": tables.run_table(runs),
+            "settings": tables.settings_table(runs),
+            "scores": tables.score_table(arms),
+            "loss": tables.loss_table(list(zip(names, runs, strict=True))),
+            "gauges": tables.gauge_table(arms, list(gauges)),
+        },
+        "still": [f"{tables.gauge_name(name)} {number_text(gauges[name][0])}" for name in still],
+        "answers": {"runs": [run_answers(run, name) for run, name in zip(runs, names, strict=True)]},
+        "colours": series.COLOURS,
+        "series_colours": (*series.NUMBERED, *series.SCORES, "ink"),
+    }
 
 
 def run_answers(run: Run, label: str) -> dict[str, Any]:

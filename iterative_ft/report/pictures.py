@@ -86,15 +86,13 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     import matplotlib as mpl
 
     settings = [setting for setting in differing(runs) if setting not in ("persona.name", "method.name", "seed")]
-    place_of: dict[str, int] = {}
-    lines: dict[tuple[str, str], list[Series]] = {}
     arms = [(label(arm.runs[0], settings) if settings else f"reinit={arm.runs[0].reinit}", arm) for arm in arms_of(runs)]
-    for text, _ in sorted(arms, key=lambda pair: pair[0]):
-        place_of.setdefault(text, len(place_of))
+    order = sorted({text for text, _ in arms})
+    lines: dict[tuple[str, str], list[Series]] = {}
     for text, arm in arms:
         config, seeds = arm.runs[0].config, f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else ""
         of_panel = lines.setdefault((config["persona"]["name"], config["method"]["name"]), [])
-        of_panel.append(over_cycles(arm.rows(), f"{name}/score", place_of[text], text + seeds))
+        of_panel.append(over_cycles(arm.rows(), f"{name}/score", order.index(text), text + seeds))
     personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
     with mpl.rc_context(LOOK):
         figure, axes = panels(len(personas), len(methods), max(4.4, 3.3 * len(methods)), 2.5 * len(personas) + 0.5)
@@ -164,7 +162,7 @@ def draw_lines(axis: Axes, lines: Sequence[Series]) -> None:
         axis.fill_between(x, [p.low for p in s.points], [p.high for p in s.points], color=colour, alpha=0.16, linewidth=0)
         axis.plot(x, [p.y for p in s.points], **look(s))
         invalid = [p for p in s.points if p.invalid]
-        hollow = {"color": "white", "markeredgecolor": colour, "markeredgewidth": 1.5, "markersize": 7}
+        hollow: Any = {"color": "white", "markeredgecolor": colour, "markeredgewidth": 1.5, "markersize": 7}
         axis.plot([p.x for p in invalid], [p.y for p in invalid], "o", **hollow)
         if s.base is not None:
             at = s.base.x + 0.07 * s.number

@@ -15,29 +15,17 @@ from iterative_ft.records.rows import MetricRow, value
 from iterative_ft.report.arms import Arm, arms_of, change
 from iterative_ft.report.axes import BASE_X, number_text
 
+# fmt: off
 COLOURS = {  # on light paper, on dark
-    "paper": ("#fcfbf9", "#15171b"),
-    "card": ("#ffffff", "#1c1f24"),
-    "ink": ("#1c1d21", "#e9e8e5"),
-    "soft": ("#5d6069", "#a9acb5"),
-    "faint": ("#8b8e97", "#7d818b"),
-    "line": ("#e4e2dd", "#2b2f36"),
-    "rule": ("#cfccc5", "#3c414a"),
-    "focus": ("#1f639c", "#8cc4f2"),
-    "warn": ("#8a5a00", "#f0c869"),
-    "warn-paper": ("#fff6e0", "#2c2617"),
-    "mark": ("#ffe08a", "#6b5710"),
-    "trait": ("#b8471b", "#f08f62"),
-    "coherence": ("#1f639c", "#71b3ea"),
-    "c0": ("#127a5c", "#52c9a4"),
-    "c1": ("#9a4a8f", "#d99bd0"),
-    "c2": ("#3b93c4", "#a5dcf7"),
-    "c3": ("#a87400", "#e3b950"),
-    "c4": ("#63656e", "#b7bac3"),
-    "c5": ("#7c2f36", "#dd8a8f"),
-    "c6": ("#1f639c", "#71b3ea"),
-    "c7": ("#b8471b", "#f08f62"),
+    "paper": ("#fcfbf9", "#15171b"), "card": ("#ffffff", "#1c1f24"), "ink": ("#1c1d21", "#e9e8e5"),
+    "soft": ("#5d6069", "#a9acb5"), "faint": ("#8b8e97", "#7d818b"), "line": ("#e4e2dd", "#2b2f36"),
+    "rule": ("#cfccc5", "#3c414a"), "focus": ("#1f639c", "#8cc4f2"), "mark": ("#ffe08a", "#6b5710"),
+    "warn": ("#8a5a00", "#f0c869"), "warn-paper": ("#fff6e0", "#2c2617"),
+    "trait": ("#b8471b", "#f08f62"), "coherence": ("#1f639c", "#71b3ea"),
+    "c0": ("#127a5c", "#52c9a4"), "c1": ("#9a4a8f", "#d99bd0"), "c2": ("#3b93c4", "#a5dcf7"), "c3": ("#a87400", "#e3b950"),
+    "c4": ("#63656e", "#b7bac3"), "c5": ("#7c2f36", "#dd8a8f"), "c6": ("#1f639c", "#71b3ea"), "c7": ("#b8471b", "#f08f62"),
 }
+# fmt: on
 NUMBERED = tuple(f"c{number}" for number in range(8))  # for series without a colour of their own; later ones are dashed
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 4), (2, 3), (9, 3, 2, 3))  # lengths on a line 2 wide
 SCORES = ("trait", "coherence")
@@ -150,15 +138,14 @@ def scores(arm: Arm, name: str, number: int, colour: str = "") -> Series:
 
 def path(arm: Arm, number: int, colour: str = "") -> Series:
     """Trait against coherence, from cycle to cycle."""
-    points = []
+    points: dict[int, Point] = {}
     for row in arm.rows():
-        x, y = value(row, "trait/score"), value(row, "coherence/score")
+        cycle, x, y = row["cycle"], value(row, "trait/score"), value(row, "coherence/score")
         if x is not None and y is not None:
-            tip = f"{arm.label}, {cycle_name(row['cycle'])}: trait {x:.1f}, coherence {y:.1f}"
-            points.append(Point(x, y, invalid=bool(row.get("judge/invalid")), tip=tip, cycle=row["cycle"]))
-    return Series(
-        number, arm.label, [p for p in points if p.cycle != -1], next((p for p in points if p.cycle == -1), None), colour
-    )
+            tip = f"{arm.label}, {cycle_name(cycle)}: trait {x:.1f}, coherence {y:.1f}"
+            points[cycle] = Point(x, y, invalid=bool(row.get("judge/invalid")), tip=tip, cycle=cycle)
+    base = points.pop(-1, None)
+    return Series(number, arm.label, list(points.values()), base, colour)
 
 
 def by_cycle(run: Run) -> Iterator[tuple[int, list[MetricRow]]]:

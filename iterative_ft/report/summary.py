@@ -1,4 +1,7 @@
-"""The top of the page: what was run, and what became of the trait in each run and arm."""
+"""The top of the page: what was run, and what became of the trait in each run and arm.
+
+Facts and verdict rows are made here; their words are in `templates/report.html` and `templates/parts.html`.
+"""
 
 from __future__ import annotations
 
@@ -11,40 +14,7 @@ from typing import Any
 from iterative_ft.records.read import Run
 from iterative_ft.report.arms import Arm, change
 from iterative_ft.report.charts import Forest
-from iterative_ft.report.tables import Table, commit, run_table, settings_table
-from iterative_ft.stats.intervals import Interval
-
-MEANINGS = {
-    "amplified": "The trait grew over the cycles.",
-    "decayed": "The trait faded over the cycles.",
-    "idempotent": "The trait stayed where cycle 0 left it, within the margin.",
-    "inconclusive": "The run cannot tell growth from no change.",
-}
-
-
-@dataclass(frozen=True)
-class Head:
-    """What was run."""
-
-    title: str
-    about: str
-    """The persona, where there is one."""
-    facts: dict[str, str]
-    unfinished: list[str]
-    command: str
-    """Of the only run."""
-    runs: Table | None
-    """Of several."""
-    settings: Table
-
-
-@dataclass(frozen=True)
-class Detector:
-    """One of the paper's detectors; they ignore uncertainty."""
-
-    name: str
-    text: str
-    fired: bool
+from iterative_ft.report.tables import commit
 
 
 @dataclass(frozen=True)
@@ -52,29 +22,13 @@ class VerdictRow:
     """A run's or an arm's line in the table of verdicts."""
 
     label: str
-    seeds: str
-    """Which seeds an arm's verdict rests on; empty for a run."""
-    member: bool
-    """Whether it is one run of the arm above."""
-    word: str
-    about: str
+    verdict: dict[str, Any] | None
+    """As in result.json; None while unfinished."""
     forest: Forest | None
-    changes: list[str]
-    """Of the trait, of coherence, and the trend."""
-    detectors: list[Detector]
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """Verdicts in words, and the table behind them."""
-
-    word: str
-    """Of the only run."""
-    counts: str
-    """Of several."""
-    text: str
-    rows: list[VerdictRow]
-    note: str
+    seeds: str = ""
+    """Which seeds an arm's verdict rests on; empty for a run."""
+    member: bool = False
+    """Whether it is one run of the arm above."""
 
 
 def title(runs: list[Run]) -> str:
@@ -89,12 +43,18 @@ def distinct(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
-def head(runs: list[Run], names: list[str]) -> Head:
-    """Title and facts; where runs differ, a table of how."""
+def about(runs: list[Run]) -> str:
+    """The persona, where there is only one."""
+    personas = [run.config["persona"] for run in runs]
+    return personas[0]["description"] if len({persona["name"] for persona in personas}) == 1 else ""
+
+
+def facts(runs: list[Run]) -> dict[str, str]:
+    """What a reader asks first; where runs differ, all values."""
     configs = [run.config for run in runs]
     seeds = sorted({config["seed"] for config in configs})
     starts = {"true": "base (reinit=true)", "false": "the last policy (reinit=false)"}
-    facts = {
+    return {
         "persona": distinct(c["persona"]["name"] for c in configs),
         "method": distinct(c["method"]["name"].upper() for c in configs),
         "each cycle starts from": distinct(starts[run.reinit] for run in runs),
@@ -108,49 +68,45 @@ def head(runs: list[Run], names: list[str]) -> Head:
         "questions × answers": distinct(f"{c['measure']['n_questions']} × {c['measure']['n_answers']}" for c in configs),
         "code": distinct(map(commit, runs)),
     }
-    one_persona = len({config["persona"]["name"] for config in configs}) == 1
-    return Head(
-        title=title(runs),
-        about=configs[0]["persona"]["description"] if one_persona else "",
-        facts=facts,
-        unfinished=[unfinished(run, name) for run, name in zip(runs, names, strict=True) if run.result is None],
-        command=runs[0].command if len(runs) == 1 else "",
-        runs=run_table(runs) if len(runs) > 1 else None,
-        settings=settings_table(runs),
-    )
 
 
-def unfinished(run: Run, name: str) -> str:
-    """How far a run without result.json got."""
-    n = run.config["n_cycles"]
-    done = f"measured up to cycle {run.cycles[-1]['cycle']} of {n}" if run.cycles else "no cycle measured yet"
-    return f"Unfinished: {name}: {done}; there is no verdict yet. The same command goes on where it stopped."
+def unfinished(runs: list[Run], names: list[str]) -> list[str]:
+    """A line for each run without result.json: how far it got."""
+    lines = []
+    for run, name in zip(runs, names, strict=True):
+        if run.result is None:
+            n = run.config["n_cycles"]
+            done = f"measured up to cycle {run.cycles[-1]['cycle']} of {n}" if run.cycles else "no cycle measured yet"
+            lines.append(f"{name}: {done}")
+    return lines
 
 
-def verdicts(runs: list[Run], names: list[str], arms: list[Arm]) -> Verdicts:
-    """The verdict in words for one run, else how many there are of each; and the table."""
+def counts(runs: list[Run], arms: list[Arm]) -> str:
+    """How many verdicts there are of each word: of arms, unless every run is one."""
+    judged, what = (arms, "arm") if len(arms) < len(runs) else (runs, "run")
+    words = Counter(of.verdict["verdict"] if of.verdict is not None else "unfinished" for of in judged)
+    what += "s" if len(judged) > 1 else ""
+    return f"{len(judged)} {what}: {', '.join(f'{n} {word}' for word, n in words.most_common())}."
+
+
+def verdict_rows(runs: list[Run], names: list[str], arms: list[Arm]) -> list[VerdictRow]:
+    """A row for each arm of several runs, and for each of its runs below."""
     moved = [interval for run in runs if (interval := change(run.verdict)) is not None]
     furthest = max((abs(end) for interval in moved for end in (interval.low, interval.high)), default=0.0)
     extent = max(20.0, math.ceil(furthest / 10 + 0.2) * 10)
-    label_of = {id(run): name for run, name in zip(runs, names, strict=True)}
+
+    def forest(verdict: dict[str, Any] | None) -> Forest | None:
+        moved = change(verdict)
+        return None if verdict is None or moved is None else Forest(moved, verdict["margin"], extent)
+
+    name_of = {id(run): name for run, name in zip(runs, names, strict=True)}
     rows = []
     for arm in arms:
         several = len(arm.runs) > 1
         if several:
-            rows.append(verdict_row(arm.label, arm.verdict, extent, seeds=seeds_text(arm)))
-        rows += [verdict_row(label_of[id(run)], run.verdict, extent, member=several) for run in arm.runs]
-    known = next((run.verdict for run in runs if run.verdict is not None), None)
-    note = "" if known is None else reading(known)
-    if len(runs) == 1:
-        return Verdicts("" if known is None else known["verdict"], "", outcome(known), rows, note)
-    judged, what = (arms, "arms") if len(arms) < len(runs) else (runs, "runs")
-    words = Counter(of.verdict["verdict"] if of.verdict else "unfinished" for of in judged)
-    if any(len(arm.runs) > 1 for arm in arms):
-        text = "Arms with several training seeds are judged over seeds; the seed is the unit."
-    else:
-        text = "Each verdict speaks of its run only: general claims need three training seeds or more."
-    counts = ", ".join(f"{count} {word}" for word, count in words.most_common())
-    return Verdicts("", f"{len(judged)} {what}: {counts}.", text, rows, note)
+            rows.append(VerdictRow(arm.label, verdict := arm.verdict, forest(verdict), seeds_text(arm)))
+        rows += [VerdictRow(name_of[id(run)], run.verdict, forest(run.verdict), member=several) for run in arm.runs]
+    return rows
 
 
 def seeds_text(arm: Arm) -> str:
@@ -158,46 +114,3 @@ def seeds_text(arm: Arm) -> str:
     done = [str(run.config["seed"]) for run in arm.runs if run.verdict is not None]
     missing = [str(run.config["seed"]) for run in arm.runs if run.verdict is None]
     return f"over seeds {', '.join(done) or 'none'}" + (f"; unfinished: {', '.join(missing)}" if missing else "")
-
-
-def outcome(verdict: dict[str, Any] | None) -> str:
-    """One run's verdict in a sentence or two."""
-    if verdict is None:
-        return "No verdict yet: the run is unfinished."
-    moved = change(verdict)
-    by = "" if moved is None else f" It changed by {change_text(moved)} points."
-    return f"{MEANINGS[verdict['verdict']]}{by} This speaks of {verdict['speaks_of']}."
-
-
-def reading(verdict: dict[str, Any]) -> str:
-    """How to read the table."""
-    found = verdict.get("detectors") or {}
-    thresholds = ", ".join(f"{name.replace('_', ' ')} {values['threshold']:g}" for name, values in found.items())
-    paper = f" Detectors are the paper's, they ignore uncertainty; they fire at: {thresholds}." if thresholds else ""
-    return f"Whiskers are 95 % intervals, the shaded zone is the margin of ±{verdict['margin']:g} points.{paper}"
-
-
-def verdict_row(label: str, verdict: dict[str, Any] | None, extent: float, seeds: str = "", member: bool = False) -> VerdictRow:
-    if verdict is None:
-        return VerdictRow(label, seeds, member, "unfinished", "", None, [], [])
-    moved = change(verdict)
-    return VerdictRow(
-        label=label,
-        seeds=seeds,
-        member=member,
-        word=verdict["verdict"],
-        about="; ".join(filter(None, [f"speaks of {verdict['speaks_of']}", verdict.get("reason")])),
-        forest=None if moved is None else Forest(moved, verdict["margin"], extent),
-        changes=[change_text(change(verdict, name)) for name in ("trait_change", "coherence_change", "trend")],
-        detectors=[detector(name, found) for name, found in (verdict.get("detectors") or {}).items()],
-    )
-
-
-def detector(name: str, found: dict[str, Any]) -> Detector:
-    fired = "fired" if found["fired"] else "silent"
-    text = "too few cycles" if found["value"] is None else f"{found['value']:+.1f}, {fired}"
-    return Detector(name.replace("_", " "), text, found["fired"])
-
-
-def change_text(interval: Interval | None) -> str:
-    return "n/a" if interval is None else f"{interval.mean:+.1f} [{interval.low:+.1f}, {interval.high:+.1f}]"

@@ -37,10 +37,6 @@ class Table:
 
     head: list[str]
     rows: list[list[str]]
-    code: int | None = None
-    """The column that is code."""
-    kind: str = ""
-    """Its CSS class."""
 
 
 def commit(run: Run) -> str:
@@ -55,7 +51,7 @@ def run_table(runs: list[Run]) -> Table:
     for run in runs:
         settings = {**flat(run.config), "reinit": run.reinit}
         rows.append([*(str(settings.get(name, "")) for name in names), commit(run), run.command or str(run.folder)])
-    return Table([*names, "code", "command"], rows, code=len(names) + 1)
+    return Table([*names, "code", "command"], rows)
 
 
 def settings_table(runs: list[Run]) -> Table:
@@ -63,7 +59,7 @@ def settings_table(runs: list[Run]) -> Table:
     first, *others = (flat(run.config) for run in runs)
     shared = {name: found for name, found in first.items() if all(other.get(name) == found for other in others)}
     rows = [[name, found if isinstance(found, str) else json.dumps(found)] for name, found in shared.items()]
-    return Table(["setting", "value"], rows, code=0, kind="settings")
+    return Table(["setting", "value"], rows)
 
 
 def score_table(arms: list[Arm]) -> Table:
