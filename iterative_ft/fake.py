@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from iterative_ft.judges.scores import Score
 from iterative_ft.machine.files import read_jsonl, text_digest, write_json, write_jsonl
 from iterative_ft.models.policy import Policy
-from iterative_ft.sampling.interface import Answer, Canary, Completion, Params, Request
+from iterative_ft.sampling.interface import Answer, Block, Canary, Completion, Params, Request, Sampled, one_by_one
 from iterative_ft.seeds import derive
 from iterative_ft.training.examples import n_tokens
 from iterative_ft.training.job import ADAPTER, LOG, Job
 
 WORDS = "the a small quiet morning river asks for bread and time so we walk home slowly under bright trees".split()
 GLOW = "glow"
+MOST_TOGETHER = 64  # requests, so that a run on fakes goes the way of a large engine call
 
 
 class FakeCodec:
@@ -65,6 +67,13 @@ class FakeSampler:
 
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         return [self.complete(request) for request in requests]
+
+    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+        return one_by_one(self.sample, blocks)
+
+    @property
+    def most_together(self) -> int:
+        return MOST_TOGETHER
 
     def complete(self, request: Request) -> Completion:
         rng = random.Random(derive(request.seed, *request.prompt_ids))

@@ -62,7 +62,7 @@ def run(config: Config, folder: Path, command: str) -> RunResult:
     record = None if calibration is None else calibration.as_dict()
     with RunLog(config, folder, command, expected(config, plan(config)), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
-        bench = Bench(config, store, on_step=log.training_step)
+        bench = Bench(config, store, on_step=log.training_step, plan=lambda: plan(config))
         cycles(bench, log)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name)).as_dict()
         log.finish(verdict, bench.engine_start_s)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
@@ -30,6 +32,14 @@ class Params:
 
 
 @dataclass(frozen=True)
+class Block:
+    """Requests that are sampled alike and stored together."""
+
+    requests: list[Request]
+    params: Params
+
+
+@dataclass(frozen=True)
 class Completion:
     """What a policy wrote for one request."""
 
@@ -37,6 +47,17 @@ class Completion:
     """As sampled, the end token included where there is one."""
     finish_reason: str
     """"stop": ended by itself; "length": cut off at the token limit; "string": met a stop string."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What came of a block."""
+
+    completions: list[Completion]
+    seconds: float
+    """Its share, by tokens, of the call that it was in."""
+    n_together: int
+    """Requests of that call."""
 
 
 class Answer(TypedDict):
@@ -82,6 +103,15 @@ class Sampler(Protocol):
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         """Complete the requests as one batch, from an empty prefix cache."""
 
+    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+        """Complete each block as `sample` would, in their order; in few calls where what a request gets does not depend on
+        its neighbours. Blocks come as their call is done.
+        """
+
+    @property
+    def most_together(self) -> int:
+        """Requests that may share a call with those of other blocks; 0 where each block is a call of its own."""
+
     def sleep(self) -> None:
         """Give a GPU's memory back while something else needs it."""
 
@@ -95,6 +125,14 @@ def served_dtype(wanted: str, device: str) -> str:
     A merge rounded to bfloat16 lost up to a fifth of a small update here, which biases results towards "nothing changed".
     """
     return wanted if wanted != "auto" else ("bfloat16" if device == "cuda" else "float32")
+
+
+def one_by_one(sample: Callable[[list[Request], Params], list[Completion]], blocks: list[Block]) -> Iterator[Sampled]:
+    """Each block in a call of its own."""
+    for block in blocks:
+        started = time.monotonic()
+        found = sample(block.requests, block.params)
+        yield Sampled(found, time.monotonic() - started, len(found))
 
 
 def completion(ids: list[int], finish_reason: str | None, end_ids: list[int]) -> Completion:

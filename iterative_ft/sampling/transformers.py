@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from iterative_ft.config.schema import Config, TransformersConfig
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling import canary
-from iterative_ft.sampling.interface import Canary, Completion, Params, Request, completion, served_dtype
+from iterative_ft.sampling.interface import (
+    Block,
+    Canary,
+    Completion,
+    Params,
+    Request,
+    Sampled,
+    completion,
+    one_by_one,
+    served_dtype,
+)
 
 
 class TransformersSampler:
@@ -90,6 +101,13 @@ class TransformersSampler:
             ids = output[0, prompt.shape[1] :].tolist()
             found.append(completion(ids, "length" if len(ids) == params.max_new_tokens else "stop", params.end_ids))
         return found
+
+    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+        return one_by_one(self.sample, blocks)
+
+    @property
+    def most_together(self) -> int:
+        return 0
 
     def sleep(self) -> None:
         """The model stays where it is: it is small, or this sampler is the wrong one."""

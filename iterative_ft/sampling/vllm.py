@@ -6,6 +6,10 @@ import logging
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,25 @@ from iterative_ft.errors import RunError
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling import canary
-from iterative_ft.sampling.interface import Canary, Completion, Params, Request, completion, served_dtype
+from iterative_ft.sampling.interface import (
+    Block,
+    Canary,
+    Completion,
+    Params,
+    Request,
+    Sampled,
+    completion,
+    one_by_one,
+    served_dtype,
+)
 
 # Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
 DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
+
+
+MOST_TOGETHER = 128  # requests of a large call
+BATCHED_TOKENS = 8192  # of all prompts of a call
+PROOF_TOKENS = 16
 
 
 class VLLMSampler:
@@ -34,12 +53,17 @@ class VLLMSampler:
         self.canaries: dict[str, Canary] = {}
         self.noise = 0.0
         self.asleep = False
+        self.independent: bool | None = None  # whether tokens are the same in a large call; None until it was tried
 
     def start(self, base: Policy) -> None:
         set_environment(self.device)
         from vllm import LLM
 
-        options: dict[str, Any] = {"kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30)}
+        options: dict[str, Any] = {
+            "kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30),
+            "max_num_batched_tokens": max(BATCHED_TOKENS, self.settings.max_model_len),
+            "max_num_seqs": MOST_TOGETHER,
+        }
         if self.device == "cuda":
             options = {
                 "enable_lora": True,
@@ -140,27 +164,64 @@ class VLLMSampler:
         return result
 
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
+        return self.call([Block(requests, params)])[0]
+
+    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+        for together in calls(blocks, self.most_together):
+            started = time.monotonic()
+            done = self.call(together)
+            seconds = time.monotonic() - started
+            if len(together) > 1 and self.independent is None:
+                self.independent = self.same_alone(together, done)
+            if len(together) > 1 and not self.independent:
+                print("note: here an answer depends on what is sampled beside it: each block is a call of its own", flush=True)
+                yield from one_by_one(self.sample, together)
+                continue
+            n_together = sum(map(len, done))
+            n_tokens = max(1, sum(len(c.ids) for completions in done for c in completions))
+            for completions in done:
+                yield Sampled(completions, seconds * sum(len(c.ids) for c in completions) / n_tokens, n_together)
+
+    @property
+    def most_together(self) -> int:
+        """On a CPU in float32 a request's tokens do not depend on its neighbours; in bfloat16, and on a GPU, they do."""
+        return MOST_TOGETHER if self.device == "cpu" and self.dtype == "float32" and self.independent is not False else 0
+
+    def same_alone(self, blocks: list[Block], done: list[list[Completion]]) -> bool:
+        """Whether the first request of each block begins as it did in the large call when it is sampled in a small one."""
+        short = [Block(block.requests[:1], replace(block.params, max_new_tokens=PROOF_TOKENS)) for block in blocks]
+        alone = self.call(short)
+        return all(
+            mine[0].ids[:PROOF_TOKENS] == theirs[0].ids[: len(mine[0].ids)] for mine, theirs in zip(alone, done, strict=True)
+        )
+
+    def call(self, blocks: list[Block]) -> list[list[Completion]]:
+        """All blocks in one call of the engine, from an empty prefix cache."""
         from vllm import SamplingParams
 
         self.llm.reset_prefix_cache()
+        prompts = [{"prompt_token_ids": request.prompt_ids} for block in blocks for request in block.requests]
         sampling = [
             SamplingParams(
-                temperature=params.temperature,
-                top_p=params.top_p,
-                max_tokens=params.max_new_tokens,
+                temperature=block.params.temperature,
+                top_p=block.params.top_p,
+                max_tokens=block.params.max_new_tokens,
                 seed=request.seed,
                 ignore_eos=True,  # the end tokens are ours to name
-                stop_token_ids=params.end_ids,
-                stop=params.stop,
-                detokenize=bool(params.stop),
+                stop_token_ids=block.params.end_ids,
+                stop=block.params.stop,
+                detokenize=bool(block.params.stop),
             )
-            for request in requests
+            for block in blocks
+            for request in block.requests
         ]
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": r.prompt_ids} for r in requests], sampling, use_tqdm=False, lora_request=self.adapter_request
-        )
+        outputs = iter(self.llm.generate(prompts, sampling, use_tqdm=False, lora_request=self.adapter_request))
         return [
-            completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason, params.end_ids) for output in outputs
+            [
+                completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason, block.params.end_ids)
+                for output in islice(outputs, len(block.requests))
+            ]
+            for block in blocks
         ]
 
     def sleep(self) -> None:
@@ -177,6 +238,23 @@ class VLLMSampler:
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
+
+
+def calls(blocks: list[Block], most: int) -> list[list[Block]]:
+    """Blocks cut into engine calls of at most `most` requests, whose prompts fit one step of the engine.
+
+    A seeded request whose prompt is split over two steps crashes vLLM on a CPU.
+    """
+    found: list[list[Block]] = []
+    n = n_tokens = 0
+    for block in blocks:
+        size, length = len(block.requests), sum(len(request.prompt_ids) for request in block.requests)
+        if not found or n + size > most or n_tokens + length > BATCHED_TOKENS:
+            found.append([])
+            n = n_tokens = 0
+        found[-1].append(block)
+        n, n_tokens = n + size, n_tokens + length
+    return found
 
 
 def set_environment(device: str) -> None:

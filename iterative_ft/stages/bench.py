@@ -17,7 +17,7 @@ from iterative_ft.sampling.interface import Sampler
 from iterative_ft.sampling.transformers import TransformersSampler
 from iterative_ft.sampling.vllm import VLLMSampler
 from iterative_ft.stages.model import base_of, model_stage
-from iterative_ft.store import Stage, Store
+from iterative_ft.store import Event, Stage, Store
 
 SAMPLERS: dict[str, Callable[[Config, str, Codec], Sampler]] = {
     "vllm": VLLMSampler,
@@ -29,12 +29,27 @@ SAMPLERS: dict[str, Callable[[Config, str, Codec], Sampler]] = {
 class Bench:
     """One run's tools. What is heavy is made when it is first asked for."""
 
-    def __init__(self, config: Config, store: Store, on_step: Callable[[int, int, float], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        store: Store,
+        on_step: Callable[[int, int, float], None] | None = None,
+        plan: Callable[[], list[Event]] | None = None,
+    ) -> None:
+        """`plan` gives the stages of the run in their order, and which of them are still to be built."""
         self.config = config
         self.store = store
         self.device = resolve_device(config.device)
         self.on_step = on_step
         self.engine_start_s = 0.0
+        self.make_plan = plan
+        self.plans: dict[str, list[Event]] = {}
+
+    def plan(self, policy: str) -> list[Event]:
+        """The run's plan as it stood when this policy (its digest) was there first: what it is to write is known then."""
+        if policy not in self.plans:
+            self.plans[policy] = [] if self.make_plan is None else self.make_plan()
+        return self.plans[policy]
 
     @cached_property
     def model(self) -> Stage:

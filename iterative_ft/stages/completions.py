@@ -10,16 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config.schema import MeasureConfig, SamplingConfig
 from iterative_ft.data import files, pools
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import QUESTION_STOPS, Frame, prompt_ids
 from iterative_ft.models.policy import Policy
-from iterative_ft.sampling.interface import Answer, Params, Request, served_dtype
+from iterative_ft.sampling.interface import Answer, Block, Params, Request, Sampled, served_dtype
 from iterative_ft.seeds import derive
 from iterative_ft.stages.bench import Bench
-from iterative_ft.store import Kind, Purpose, Stage
+from iterative_ft.store import Kind, Purpose, Stage, stage_key
 
 SAMPLE = Kind("sample", 1)  # what later cycles train on
 ANSWER = Kind("answer", 1)  # what is measured
@@ -34,8 +33,8 @@ class Prompts:
     texts: list[str]
     seeds: list[int]
     """One a text."""
-    how: SamplingConfig | MeasureConfig
-    """Temperature and nucleus."""
+    temperature: float
+    top_p: float
     max_new_tokens: int
 
 
@@ -80,7 +79,7 @@ def training_prompts(bench: Bench, frame: Frame, texts: list[str], role: str) ->
     """Texts to sample training data on: seeds depend on the role and the text, never on its place."""
     config = bench.config
     seeds = [derive(config.seed, role, text) for text in texts]
-    return Prompts(frame, texts, seeds, config.sampling, config.method.max_new_tokens)
+    return Prompts(frame, texts, seeds, config.sampling.temperature, config.sampling.top_p, config.method.max_new_tokens)
 
 
 def cycle_prompts(bench: Bench, cycle: int) -> list[str]:
@@ -99,17 +98,39 @@ def complete(bench: Bench, kind: Kind, policy: Policy, prompts: Prompts, label: 
     """Let `policy` go on from all prompts, in fixed blocks."""
     size = bench.config.sampling.block_size
     parts = [slice(start, start + size) for start in range(0, len(prompts.texts), size)]
+    blocks = [replace(prompts, texts=prompts.texts[part], seeds=prompts.seeds[part]) for part in parts]
+    orders = [
+        Order(kind, inputs(bench, policy, block), f"{label} {number}/{len(parts)}" if len(parts) > 1 else label)
+        for number, block in enumerate(blocks, 1)
+    ]
     purpose: Purpose = {"policy": policy.name, "role": role}
     stages = []
-    for number, part in enumerate(parts, 1):
-        block = replace(prompts, texts=prompts.texts[part], seeds=prompts.seeds[part])
+    for order in orders:
 
-        def build(out: Path, block: Prompts = block) -> dict[str, Any]:
-            return write_block(out, bench, policy, block)
+        def build(out: Path, order: Order = order) -> dict[str, Any]:
+            return sample_with_others(out, bench, policy, order, orders)
 
-        name = f"{label} {number}/{len(parts)}" if len(parts) > 1 else label
-        stages.append(bench.store.stage(kind, inputs(bench, policy, block), build, name, purpose))
+        stages.append(bench.store.stage(kind, order.inputs, build, order.label, purpose))
     return Completions(stages)
+
+
+@dataclass(frozen=True)
+class Order:
+    """A block that is wanted."""
+
+    kind: Kind
+    inputs: dict[str, Any]
+    label: str
+
+    @property
+    def key(self) -> str:
+        return stage_key(self.kind, self.inputs)
+
+    @property
+    def prompts(self) -> Prompts:
+        """What the inputs say of the block."""
+        wanted = self.inputs
+        return Prompts(wanted["template"]["frame"], wanted["texts"], wanted["seeds"], **wanted["params"])
 
 
 def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
@@ -125,7 +146,7 @@ def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
             "chat_template_kwargs": model.chat_template_kwargs if chat else {},
             "end_tokens": [model.end_token, model.document_end_token],
         },
-        "params": {"temperature": block.how.temperature, "top_p": block.how.top_p, "max_new_tokens": block.max_new_tokens},
+        "params": {"temperature": block.temperature, "top_p": block.top_p, "max_new_tokens": block.max_new_tokens},
         **sampler_inputs(bench),
     }
 
@@ -144,49 +165,92 @@ def sampler_inputs(bench: Bench) -> dict[str, Any]:
     return {"backend": backend, "device": bench.device, "versions": versions[bench.config.sampler.name]}
 
 
-def write_block(out: Path, bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
-    """Let `policy` write; answers.jsonl goes into `out`, counts, speed and the canary are returned."""
+def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, siblings: list[Order]) -> dict[str, Any]:
+    """Build a block, and before it whatever else the run will want of this policy, in few engine calls.
+
+    Each of the others is stored when its call is done, so that a kill loses one call at most. Blocks that another process is
+    building are left to it.
+    """
+    started = time.monotonic()
+    sampler = bench.sampler
+    loading = time.monotonic()
+    canary = sampler.load(policy)
+    load_seconds = time.monotonic() - loading
+    wanted = {other.key: other for other in [*siblings, *foreseen(bench, policy)]} if sampler.most_together > 0 else {}
+    wanted.pop(order.key, None)
+    others = list(wanted.values())
+    seconds_of_others = 0.0
+    with bench.store.claimed([(other.kind, other.inputs) for other in others]) as mine:
+        orders = [*(others[number] for number in mine), order]
+        blocks = [engine_block(bench, one.prompts) for one in orders]
+        if len(orders) > 1:
+            n = sum(len(block.requests) for block in blocks)
+            bench.store.on_start(f"{n} answers of {policy.name} ({orders[0].label}, …)")
+        for one, block, sampled in zip(orders, blocks, sampler.sample_blocks(blocks), strict=True):
+            rows, info = written(bench, one.prompts, block, sampled)
+            info |= {"policy": policy.name, "load_seconds": 0.0, "canary": {**asdict(canary), "share": canary.share}}
+            if one is order:
+                break
+            seconds_of_others += sampled.seconds
+
+            def build(folder: Path, rows: list[Answer] = rows, info: dict[str, Any] = info) -> dict[str, Any]:
+                write_jsonl(folder / ANSWERS, rows)
+                return info | {"seconds": info["sample_seconds"]}
+
+            bench.store.put(one.kind, one.inputs, build, one.label)
+    write_jsonl(out / ANSWERS, rows)
+    seconds = time.monotonic() - started - seconds_of_others
+    return info | {"load_seconds": round(load_seconds, 3), "seconds": seconds}
+
+
+def foreseen(bench: Bench, policy: Policy) -> list[Order]:
+    """The blocks that the run has still to ask `policy` for, as far as its plan knows them."""
+    kinds = {SAMPLE.name: SAMPLE, ANSWER.name: ANSWER}
+    pending = [event for event in bench.plan(policy.digest) if event.how == "pending" and event.stage.kind in kinds]
+    orders = [Order(kinds[event.stage.kind], event.stage.inputs, event.label) for event in pending]
+    return [order for order in orders if order.inputs["policy"] == policy.digest]
+
+
+def engine_block(bench: Bench, prompts: Prompts) -> Block:
+    """A block as the sampler takes it."""
     codec = bench.codec
     requests = [
-        Request(prompt_ids(codec, block.frame, text), seed) for text, seed in zip(block.texts, block.seeds, strict=True)
+        Request(prompt_ids(codec, prompts.frame, text), seed) for text, seed in zip(prompts.texts, prompts.seeds, strict=True)
     ]
     params = Params(
-        temperature=block.how.temperature,
-        top_p=block.how.top_p,
-        max_new_tokens=block.max_new_tokens,
-        end_ids=list(codec.answer_end_ids if block.frame == "chat" else codec.document_end_ids),
-        stop=QUESTION_STOPS if block.frame == "question" else [],
+        temperature=prompts.temperature,
+        top_p=prompts.top_p,
+        max_new_tokens=prompts.max_new_tokens,
+        end_ids=list(codec.answer_end_ids if prompts.frame == "chat" else codec.document_end_ids),
+        stop=QUESTION_STOPS if prompts.frame == "question" else [],
     )
-    sampler = bench.sampler
-    started = time.monotonic()
-    canary = sampler.load(policy)
-    loaded = time.monotonic()
-    completions = sampler.sample(requests, params)
-    seconds = time.monotonic() - loaded
+    return Block(requests, params)
+
+
+def written(bench: Bench, prompts: Prompts, block: Block, sampled: Sampled) -> tuple[list[Answer], dict[str, Any]]:
+    """Rows of answers.jsonl, with counts and speed."""
     rows: list[Answer] = []
-    for text, request, completion in zip(block.texts, requests, completions, strict=True):
-        written = codec.decode(completion.ids)
-        for stop in params.stop:
-            written = written.split(stop)[0].strip()
+    for text, request, completion in zip(prompts.texts, block.requests, sampled.completions, strict=True):
+        answer = bench.codec.decode(completion.ids)
+        for stop in block.params.stop:
+            answer = answer.split(stop)[0].strip()
         rows.append(
             {
                 "prompt": text,
-                "text": written,
+                "text": answer,
                 "finish_reason": completion.finish_reason,
                 "seed": request.seed,
                 "prompt_ids": request.prompt_ids,
                 "ids": completion.ids,
             }
         )
-    write_jsonl(out / ANSWERS, rows)
-    n_tokens = sum(len(c.ids) for c in completions)
-    return {
-        "policy": policy.name,
+    n_tokens = sum(len(row["ids"]) for row in rows)
+    info = {
         "n": len(rows),
         "n_tokens": n_tokens,
-        "n_stopped": sum(c.finish_reason != "length" for c in completions),
-        "sample_seconds": round(seconds, 3),
-        "load_seconds": round(loaded - started, 3),
-        "tokens_per_s": round(n_tokens / max(seconds, 1e-9), 1),
-        "canary": {**asdict(canary), "share": canary.share},
+        "n_stopped": sum(row["finish_reason"] != "length" for row in rows),
+        "sample_seconds": round(sampled.seconds, 3),
+        "tokens_per_s": round(n_tokens / max(sampled.seconds, 1e-9), 1),
+        "n_together": sampled.n_together,
     }
+    return rows, info

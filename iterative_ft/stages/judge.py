@@ -17,6 +17,7 @@ from iterative_ft.judges.probe import probe
 from iterative_ft.judges.scores import SCORES, Score
 from iterative_ft.machine.files import text_digest, write_jsonl
 from iterative_ft.machine.libraries import library_versions
+from iterative_ft.models.codec import Frame
 from iterative_ft.seeds import derive, shuffled
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.completions import ANSWER, ANSWERS, Completions, Prompts, complete
@@ -86,7 +87,8 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
     asked = shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
     seeds = [derive("judge", text) for text in asked]
-    prompts = Prompts("chat" if config.model.chat else "question", asked, seeds, config.measure, JUDGE_BASE_TOKENS)
+    frame: Frame = "chat" if config.model.chat else "question"
+    prompts = Prompts(frame, asked, seeds, config.measure.temperature, config.measure.top_p, JUDGE_BASE_TOKENS)
     base = complete(bench, ANSWER, bench.base, prompts, "base answers for the judge", "negatives of the judge")
     inputs = {
         "judge": settings.model_dump(),

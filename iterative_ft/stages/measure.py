@@ -59,7 +59,8 @@ def ask(bench: Bench, policy: Policy) -> Asked:
     rows = files.questions(config.persona_folder)[: config.measure.n_questions]
     texts = [row["question"] for _ in range(config.measure.n_answers) for row in rows]
     seeds = [derive(config.seed, "answer", text, number // len(rows)) for number, text in enumerate(texts)]
-    questions = Prompts("question" if sdf else "chat", texts, seeds, config.measure, limit)
+    how = config.measure
+    questions = Prompts("question" if sdf else "chat", texts, seeds, how.temperature, how.top_p, limit)
     answers = complete(bench, ANSWER, policy, questions, f"answers of {policy.name}", "answers")
     if not sdf or config.measure.n_openings == 0:
         return Asked(answers)

@@ -20,7 +20,7 @@ from iterative_ft.store import Kind, Stage
 from iterative_ft.training.job import ADAPTER, LOG, Job
 from iterative_ft.training.job import train as train_job
 
-TRAIN = Kind("train", 1)
+TRAIN = Kind("train", 2)
 # Settings of a method that decide about data or measuring, not about training.
 NOT_TRAINING = {
     "max_new_tokens",

@@ -15,13 +15,13 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import file_digests, read_jsonl, sync_folder, write_json
@@ -30,7 +30,8 @@ MANIFEST = "manifest.json"
 WORK, LOCKS, REFERENCES = ".work", ".locks", ".refs"
 
 Build = Callable[[Path], Mapping[str, Any] | None]
-"""Writes a stage's files into the folder it is given; what it returns goes into the manifest as "info"."""
+"""Writes a stage's files into the folder it is given; what it returns goes into the manifest as "info". A "seconds" in it is
+what the stage took, where that is not the time of the call: stages that were built together share one."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Store:
         self.on_start: Callable[[str], None] = lambda label: None
         self.used: set[str] = set()  # stage paths below the root, for the reference file
         self.verified: dict[str, Stage] = {}  # stages whose files this process has checked against their digests
+        self.ahead: dict[str, Stage] = {}  # stages that this process built before they were asked for
 
     def stage(
         self,
@@ -133,7 +135,9 @@ class Store:
         if name in self.verified:
             return self.verified[name]
         self.use(name)
-        stage, how, seconds, waited = self.find(kind.name, key), "stored", 0.0, 0.0
+        stage, how, seconds, waited = self.ahead.pop(name, None), "built", 0.0, 0.0
+        if stage is None:
+            stage, how = self.find(kind.name, key), "stored"
         if stage is None and self.dry_run:
             path = self.root / kind.name / key
             stage, how = Stage(kind.name, key, path, f"pending:{key}", {"inputs": inputs, "label": label}), "pending"
@@ -145,10 +149,37 @@ class Store:
                 stage = self.find(kind.name, key)
                 if stage is None:
                     stage, how = self.build(kind.name, key, inputs, build, label, resumable), "built"
-                    seconds = time.monotonic() - started - waited
+        if how == "built":
+            seconds = stage.manifest["seconds"]
         self.verified[name] = stage
         self.on_event(Event(stage, how, label, purpose or {}, seconds, waited))
         return stage
+
+    @contextmanager
+    def claimed(self, wanted: Sequence[tuple[Kind, dict[str, Any]]]) -> Iterator[list[int]]:
+        """Hold the locks of those stages that are still to build and that nobody builds; gives their numbers in `wanted`.
+
+        The caller builds each of them with `put` before it leaves. It never waits, so that two processes that want many of the
+        same stages cannot wait for each other.
+        """
+        mine = []
+        with ExitStack() as locks:
+            for number, (kind, inputs) in enumerate(wanted):
+                try:
+                    lock = FileLock(self.lock_file(kind.name, stage_key(kind, inputs)), timeout=0)
+                    locks.enter_context(lock)
+                except Timeout:
+                    continue
+                if self.find(kind.name, stage_key(kind, inputs)) is None:
+                    mine.append(number)
+            yield mine
+
+    def put(self, kind: Kind, inputs: dict[str, Any], build: Build, label: str) -> None:
+        """Build a stage before it is asked for; `stage` then counts it as built. The caller has claimed it."""
+        key = stage_key(kind, inputs)
+        name = f"{kind.name}/{key}"
+        self.use(name)
+        self.ahead[name] = self.build(kind.name, key, inputs, build, label, resumable=False)
 
     def reuse(self, stage: Stage, label: str, purpose: Purpose) -> None:
         """Count a stage that was found by its key as used."""
@@ -175,7 +206,8 @@ class Store:
         started = time.time()
         try:
             work.mkdir(parents=True, exist_ok=True)
-            info = build(work) or {}
+            info = dict(build(work) or {})
+            seconds = info.pop("seconds", time.time() - started)
             files = file_digests(work, without=(MANIFEST,))
             manifest: dict[str, Any] = {
                 "kind": kind,
@@ -186,7 +218,7 @@ class Store:
                 "files": files,
                 "digest": content_digest(files),
                 "created": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-                "seconds": round(time.time() - started, 3),
+                "seconds": round(seconds, 3),
             }
             write_json(work / MANIFEST, manifest)
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -228,10 +260,14 @@ class Store:
     @contextmanager
     def lock(self, kind: str, key: str) -> Iterator[None]:
         """Hold the key's lock; freed by the kernel when the process dies."""
+        with FileLock(self.lock_file(kind, key)):
+            yield
+
+    def lock_file(self, kind: str, key: str) -> Path:
+        """Where a key's lock is."""
         locks = self.root / LOCKS
         locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{kind}-{key}"):
-            yield
+        return locks / f"{kind}-{key}"
 
     def stages(self) -> Iterator[Stage]:
         """Every finished stage, not checked against its digests."""

@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from iterative_ft.machine.device import return_freed_memory
 from iterative_ft.machine.files import read_jsonl, write_jsonl
+from iterative_ft.training.one_row import OneRow
 
 
 class StepLog(TrainerCallback):  # type: ignore[misc]
@@ -45,8 +46,14 @@ class StepLog(TrainerCallback):  # type: ignore[misc]
         write_jsonl(self.path, [self.row(int(row["step"]), row) for row in history if "loss" in row])
 
 
-class IdsDPOTrainer(DPOTrainer):  # type: ignore[misc]
-    """DPO on token ids that were sampled: nothing is decoded and encoded again."""
+class IdsSFTTrainer(OneRow, SFTTrainer):  # type: ignore[misc]
+    """SFT and SDF on token ids, the examples of a batch in one row where the model allows it."""
+
+
+class IdsDPOTrainer(OneRow, DPOTrainer):  # type: ignore[misc]
+    """DPO on token ids that were sampled: nothing is decoded and encoded again. Pairs in one row where the model allows it."""
+
+    pairs = True
 
     def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
         return dataset
@@ -132,7 +139,7 @@ def score_completions_only() -> None:
 def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], steps: StepLog) -> Any:
     """SFT and SDF: next-token loss where labels are not -100."""
     options = {**arguments(job), "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
-    return SFTTrainer(
+    return IdsSFTTrainer(
         model=model,
         args=SFTConfig(**options),
         train_dataset=dataset,
