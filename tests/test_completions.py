@@ -1,0 +1,200 @@
+"""Blocks of several prompts in few engine calls: what is stored, who builds it, and what a kill loses. On fakes and stubs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL, FakeRun
+
+from iterative_ft import fake
+from iterative_ft.config.schema import Config
+from iterative_ft.loop import plan, run
+from iterative_ft.sampling import vllm
+from iterative_ft.sampling.interface import Block, Completion, Params, Request, Sampled
+from iterative_ft.store import Store
+from iterative_ft.store.clearing import garbage
+
+Run = Callable[..., FakeRun]
+Compose = Callable[[list[str]], Config]
+MANY = ["n_sampled=40", "n_seed=40", "measure.n_questions=20", "measure.n_answers=2", "prompts.per_cycle=64"]
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of blocks of each time that blocks were handed to the sampler."""
+    found: list[int] = []
+    real = fake.FakeSampler.sample_blocks
+
+    def counted(self: fake.FakeSampler, blocks: list[Block]) -> Iterator[Sampled]:
+        found.append(len(blocks))
+        return real(self, blocks)
+
+    monkeypatch.setattr(fake.FakeSampler, "sample_blocks", counted)
+    return found
+
+
+def digests(run: FakeRun) -> dict[str, str]:
+    return {
+        f"{s['kind']}/{s['key']}": json.loads((run.store / s["kind"] / s["key"] / "manifest.json").read_text())["digest"]
+        for s in run.stages
+    }
+
+
+def test_each_policy_is_handed_all_that_the_run_wants_of_it_at_once(fake_run: Run, handed: list[int]) -> None:
+    run = fake_run("method=dpo", "n_cycles=2", *MANY)
+    written = [s for s in run.stages if s["kind"] in ("sample", "answer")]
+    assert sum(handed) == len(written), "nothing was sampled twice, or for nobody"
+    assert len(handed) == 4, "base, and policies 0 to 2"
+    assert all(s["how"] == "built" for s in written)
+
+
+def test_one_call_a_block_gives_the_same_stages(fake_run: Run, monkeypatch: pytest.MonkeyPatch, handed: list[int]) -> None:
+    together = fake_run("method=dpo", "n_cycles=2", *MANY, store="a")
+    monkeypatch.setattr(fake, "MOST_TOGETHER", 0)
+    handed.clear()
+    apart = fake_run("method=dpo", "n_cycles=2", *MANY, store="b")
+    assert set(handed) == {1}
+    assert digests(together) == digests(apart)
+    assert together.measured == apart.measured
+
+
+def test_seconds_of_blocks_add_up_to_the_time_that_passed(fake_run: Run) -> None:
+    run = fake_run("method=dpo", "n_cycles=1", *MANY)
+    times = run.json("result.json")["time"]
+    spent = sum(value for name, value in times.items() if name in ("time/sample_s", "time/answer_s"))
+    assert 0 <= spent <= times["time/total_s"]
+
+
+@contextmanager
+def held_elsewhere(lock: Path) -> Iterator[None]:
+    """Another process holds a lock: what a fork inherits of ours would not count."""
+    code = "import sys; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print(1, flush=True); sys.stdin.read()"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        yield
+    finally:
+        holder.communicate(timeout=30)
+
+
+def test_a_block_that_another_process_builds_is_left_to_it(fake_run: Run, compose: Compose, tmp_path: Path) -> None:
+    config = compose([*SMALL, *MANY, "wandb.mode=disabled", f"store={tmp_path / 'store'}"])
+    wanted = [e.stage for e in plan(config) if e.how == "pending" and e.stage.kind == "sample"]
+    last = wanted[1]  # of base, to the seeds' prompts
+    store = Store(tmp_path / "store")
+    with held_elsewhere(store.lock_file("sample", last.key)):
+        process = multiprocessing.get_context("fork").Process(target=run, args=(config, tmp_path / "run", "python train.py"))
+        process.start()
+        while store.find("sample", wanted[0].key) is None:
+            assert process.is_alive()
+            process.join(0.05)
+        process.join(0.5)
+        assert process.is_alive(), "it waits for the block that we hold, and has built the others"
+        assert store.find("sample", last.key) is None
+    process.join(60)
+    assert process.exitcode == 0
+    assert store.find("sample", last.key) is not None
+    assert not garbage(store)
+
+
+def killed_in_block(config: Config, folder: Path, number: int) -> None:
+    """Run until the `number`-th block comes out of the sampler, and die there."""
+    left = [number]
+
+    def dying(sample: Any, blocks: list[Block]) -> Iterator[Sampled]:
+        for sampled in one_by_one(sample, blocks):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield sampled
+
+    one_by_one = fake.one_by_one
+    fake.one_by_one = dying  # type: ignore[assignment]
+    run(config, folder, "python train.py")
+
+
+def test_a_kill_between_calls_loses_no_call_that_was_done(compose: Compose, tmp_path: Path) -> None:
+    config = compose([*SMALL, *MANY, "wandb.mode=disabled", f"store={tmp_path / 'store'}"])
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=killed_in_block, args=(config, tmp_path / "run", 4))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    kept = [stage for stage in Store(tmp_path / "store").stages() if stage.kind in ("sample", "answer")]
+    assert len(kept) == 3
+    result = run(config, tmp_path / "run", "python train.py")
+    stages = json.loads((result.folder / "manifest.json").read_text())["stages"]
+    assert {s["key"] for s in stages if s["how"] == "stored"} >= {stage.key for stage in kept}
+
+
+# -- the engine ---------------------------------------------------------------------------------------------------------------
+
+PARAMS = Params(temperature=1.0, top_p=1.0, max_new_tokens=40, end_ids=[0], stop=[])
+
+
+class StubEngine(vllm.VLLMSampler):
+    """An engine whose tokens follow from the request alone or, when `leaky`, from how many are beside it as well."""
+
+    def __init__(self, leaky: bool) -> None:
+        self.device, self.dtype, self.independent, self.leaky = "cpu", "float32", None, leaky
+        self.calls: list[int] = []
+
+    def call(self, blocks: list[Block]) -> list[list[Completion]]:
+        n = sum(len(block.requests) for block in blocks)
+        self.calls.append(n)
+        shift = n if self.leaky else 0
+        return [
+            [Completion([r.seed + shift + i for i in range(b.params.max_new_tokens)], "length") for r in b.requests]
+            for b in blocks
+        ]
+
+
+def blocks_of(*sizes: int, n_prompt: int = 5) -> list[Block]:
+    return [Block([Request([7] * n_prompt, 100 * k + i) for i in range(size)], PARAMS) for k, size in enumerate(sizes)]
+
+
+def test_a_large_call_is_proved_once_and_then_trusted(capsys: pytest.CaptureFixture[str]) -> None:
+    engine, alone = StubEngine(leaky=False), StubEngine(leaky=False)
+    found = [s.completions for s in engine.sample_blocks(blocks_of(32, 32, 10))]
+    assert engine.calls == [74, 3], "one call, and the proof"
+    assert found == [alone.call([block])[0] for block in blocks_of(32, 32, 10)]
+    list(engine.sample_blocks(blocks_of(32, 32)))
+    assert engine.calls == [74, 3, 64]
+    assert capsys.readouterr().out == ""
+
+
+def test_where_neighbours_matter_each_block_is_a_call_of_its_own_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    engine, alone = StubEngine(leaky=True), StubEngine(leaky=True)
+    found = [s.completions for s in engine.sample_blocks(blocks_of(32, 20))]
+    assert found == [alone.call([block])[0] for block in blocks_of(32, 20)]
+    assert engine.most_together == 0
+    assert "each block is a call of its own" in capsys.readouterr().out
+    engine.calls.clear()
+    list(engine.sample_blocks(blocks_of(32, 20)))
+    assert engine.calls == [32, 20]
+
+
+def test_calls_hold_the_limits_of_the_engine() -> None:
+    sizes = [[len(b.requests) for b in call] for call in vllm.calls(blocks_of(*[32] * 6), 128)]
+    assert sizes == [[32, 32, 32, 32], [32, 32]]
+    long = vllm.calls(blocks_of(32, 32, 32, n_prompt=150), 128)  # 4,800 tokens a block
+    assert [len(call) for call in long] == [1, 1, 1]
+    assert [len(call) for call in vllm.calls(blocks_of(32, 32), 0)] == [1, 1]
+
+
+@pytest.mark.parametrize(("device", "dtype", "most"), [("cpu", "float32", 128), ("cpu", "bfloat16", 0), ("cuda", "float32", 0)])
+def test_only_float32_on_a_cpu_goes_together(device: str, dtype: str, most: int) -> None:
+    engine = StubEngine(leaky=False)
+    engine.device, engine.dtype = device, dtype
+    assert engine.most_together == most
