@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,12 @@ class RunResult:
     verdict: dict[str, Any]
 
 
-def run(config: Config, folder: Path, command: str) -> RunResult:
-    """Run the experiment in `folder`, calibrated first where the config says so."""
+def run(config: Config, folder: Path, command: str, beside: Callable[[], list[Event]] | None = None) -> RunResult:
+    """Run the experiment in `folder`, calibrated first where the config says so.
+
+    Args:
+        beside: the plans of the other cells of a sweep.
+    """
     store = Store(Path(config.store), run_folder=folder)
     calibration = None
     if config.n_seed == "calibrated":
@@ -62,7 +67,7 @@ def run(config: Config, folder: Path, command: str) -> RunResult:
     record = None if calibration is None else calibration.as_dict()
     with RunLog(config, folder, command, expected(config, plan(config)), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
-        bench = Bench(config, store, on_step=log.training_step, plan=lambda: plan(config))
+        bench = Bench(config, store, on_step=log.training_step, plan=lambda: plan(config), beside=beside)
         cycles(bench, log)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name)).as_dict()
         log.finish(verdict, bench.engine_start_s)

@@ -78,7 +78,10 @@ def test_seconds_of_blocks_add_up_to_the_time_that_passed(fake_run: Run) -> None
 @contextmanager
 def held_elsewhere(lock: Path) -> Iterator[None]:
     """Another process holds a lock: what a fork inherits of ours would not count."""
-    code = "import sys; from filelock import FileLock; FileLock(sys.argv[1]).acquire(); print(1, flush=True); sys.stdin.read()"
+    code = (
+        "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
+        "print(1, flush=True); sys.stdin.read()"
+    )
     holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
     holder.stdout.readline()

@@ -9,6 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from iterative_ft.config.schema import Config
@@ -24,6 +25,9 @@ from iterative_ft.launch.compose import (
     register_sweeps,
 )
 from iterative_ft.machine.libraries import prepare_libraries
+from iterative_ft.store import Event
+
+CELLS: list[Any] = []  # the configs of this command's jobs, where they run in this process
 
 
 def run_app(
@@ -48,6 +52,7 @@ def run_app(
         register_sweeps()
         register_launchers()
         configs = check_command_line(sys.argv[1:], config_name, load, known)
+        CELLS[:] = configs
         if config_name == "config" and configs and all(config.dry_run for config in configs):
             dry_run(configs)  # without Hydra's main, which would make a run folder
         else:
@@ -98,4 +103,13 @@ def train(config: Config) -> Any:
     folder, overrides = job()
     command = " ".join(["python", "train.py", *overrides])
     print(f"{folder}\n{command}")
-    return run(config, folder, command)
+    return run(config, folder, command, plans_of_cells if len(CELLS) > 1 else None)
+
+
+@cache
+def plans_of_cells() -> list[Event]:
+    """The stages of all cells of this multirun, as they stood when the first was asked for."""
+    from iterative_ft.calibrate import at_most
+    from iterative_ft.loop import plan
+
+    return [event for cell in CELLS for event in plan(at_most(cell))]

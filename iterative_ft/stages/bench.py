@@ -35,20 +35,28 @@ class Bench:
         store: Store,
         on_step: Callable[[int, int, float], None] | None = None,
         plan: Callable[[], list[Event]] | None = None,
+        beside: Callable[[], list[Event]] | None = None,
     ) -> None:
-        """`plan` gives the stages of the run in their order, and which of them are still to be built."""
+        """What is not told is not looked ahead for.
+
+        Args:
+            plan: gives the stages of the run in their order, and which of them are still to be built.
+            beside: the same of the other cells of a sweep, for what they want of the base model.
+        """
         self.config = config
         self.store = store
         self.device = resolve_device(config.device)
         self.on_step = on_step
         self.engine_start_s = 0.0
-        self.make_plan = plan
+        self.make_plan, self.beside = plan, beside
         self.plans: dict[str, list[Event]] = {}
 
     def plan(self, policy: str) -> list[Event]:
         """The run's plan as it stood when this policy (its digest) was there first: what it is to write is known then."""
         if policy not in self.plans:
             self.plans[policy] = [] if self.make_plan is None else self.make_plan()
+            if self.beside is not None and policy == self.base.digest:
+                self.plans[policy] += self.beside()
         return self.plans[policy]
 
     @cached_property

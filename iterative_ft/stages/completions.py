@@ -208,7 +208,8 @@ def foreseen(bench: Bench, policy: Policy) -> list[Order]:
     kinds = {SAMPLE.name: SAMPLE, ANSWER.name: ANSWER}
     pending = [event for event in bench.plan(policy.digest) if event.how == "pending" and event.stage.kind in kinds]
     orders = [Order(kinds[event.stage.kind], event.stage.inputs, event.label) for event in pending]
-    return [order for order in orders if order.inputs["policy"] == policy.digest]
+    # Other cells of a sweep may have other templates or samplers: what this bench would not ask for in the same way is left.
+    return [order for order in orders if order.inputs == inputs(bench, policy, order.prompts)]
 
 
 def engine_block(bench: Bench, prompts: Prompts) -> Block:

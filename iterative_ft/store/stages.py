@@ -95,6 +95,9 @@ class Event:
     waited_s: float = 0.0
 
 
+AHEAD: dict[tuple[Path, str], Stage] = {}  # by store and name: stages that this process built before they were asked for
+
+
 class Store:
     """A folder of stages. Safe to share between processes, and between machines whose file system has POSIX locks."""
 
@@ -112,7 +115,6 @@ class Store:
         self.on_start: Callable[[str], None] = lambda label: None
         self.used: set[str] = set()  # stage paths below the root, for the reference file
         self.verified: dict[str, Stage] = {}  # stages whose files this process has checked against their digests
-        self.ahead: dict[str, Stage] = {}  # stages that this process built before they were asked for
 
     def stage(
         self,
@@ -135,7 +137,9 @@ class Store:
         if name in self.verified:
             return self.verified[name]
         self.use(name)
-        stage, how, seconds, waited = self.ahead.pop(name, None), "built", 0.0, 0.0
+        stage, how, seconds, waited = None, "built", 0.0, 0.0
+        if not self.dry_run:
+            stage = AHEAD.pop((self.root, name), None)
         if stage is None:
             stage, how = self.find(kind.name, key), "stored"
         if stage is None and self.dry_run:
@@ -179,7 +183,7 @@ class Store:
         key = stage_key(kind, inputs)
         name = f"{kind.name}/{key}"
         self.use(name)
-        self.ahead[name] = self.build(kind.name, key, inputs, build, label, resumable=False)
+        AHEAD[self.root, name] = self.build(kind.name, key, inputs, build, label, resumable=False)
 
     def reuse(self, stage: Stage, label: str, purpose: Purpose) -> None:
         """Count a stage that was found by its key as used."""
