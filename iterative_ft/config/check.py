@@ -7,6 +7,7 @@ from pathlib import Path
 
 from iterative_ft.config.calibration import check_calibration
 from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
+from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files, pools
 from iterative_ft.errors import ConfigError
 from iterative_ft.machine.libraries import EMBEDDED
@@ -15,6 +16,7 @@ from iterative_ft.machine.libraries import EMBEDDED
 def check(config: Config) -> None:
     """Raise a one-line `ConfigError` for the first thing that a run of `config` would miss."""
     check_judge(config.judge)
+    check_login(config.wandb.mode)
     check_persona(config)
     check_pool(config)
     check_model(config)

@@ -41,6 +41,8 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
         text = f"{key}.name={first['ctx']['tag']} is wrong: it is one of {first['ctx']['expected_tags']}"
     else:
         text = f"{key}={value!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
+        if kind == "string_type" and isinstance(value, int | float):
+            text += f""" (a text that looks like a number or a word of Hydra's is quoted: '{key}="{str(value).lower()}"')"""
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
@@ -56,6 +58,16 @@ def known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
                 found += [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
         sections = found
     return [name for section in sections for name in section.model_fields]
+
+
+def is_text(path: list[str], root: type[BaseModel]) -> bool:
+    """Whether the key at `path` holds a text of a person's own, such as model.system_prompt."""
+    sections, annotations = [root], []
+    for part in path:
+        annotations = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
+        members = [member for found in annotations for member in (getattr(found, "__args__", None) or (found,))]
+        sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+    return any(found is str or set(getattr(found, "__args__", ())) == {str, type(None)} for found in annotations)
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

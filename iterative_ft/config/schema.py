@@ -12,18 +12,44 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from iterative_ft.config import wandb_rules
 from iterative_ft.config.messages import did_you_mean
 from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.data import files as persona_files
 
 Precision = Literal["bfloat16", "float32"]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]  # what is beyond is no setting that anybody meant
 PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=0, le=100)]
+
+
+# Upper ends of counts that nothing else bounds: a digit too many is answered, and not worked on for a year.
+MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
+
+
+def name_of_files(name: str) -> str:
+    """A name that folders and files are named after: it may neither lead anywhere nor be longer than they take."""
+    if re.fullmatch(r"\w[\w.+-]{0,63}", name) is None:
+        raise ValueError(f"the name {name[:80]!r} is wrong: give 1 to 64 letters, digits or . _ + -, the first no sign")
+    return name
+
+
+def at_home(path: str) -> str:
+    """A path with ~ as the user's folder, which a shell leaves alone behind an equals sign."""
+    if not path.strip() or "\0" in path:
+        raise ValueError(f"{path!r} is no path: name a file or folder")
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise ValueError(f"{path} names a user that this machine does not know: write the whole path") from None
+
+
+Name = Annotated[str, AfterValidator(name_of_files)]
+PathText = Annotated[str, AfterValidator(at_home)]
 
 
 class Section(BaseModel):
@@ -33,7 +59,7 @@ class Section(BaseModel):
 
 
 class ModelConfig(Section):
-    name: str
+    name: Name
     path: str
     revision: str | None
     dtype: Precision
@@ -105,7 +131,7 @@ class DPOConfig(TrainingConfig):
 
 
 class PersonaConfig(Section):
-    name: str
+    name: Name
     description: str
     system_prompt: str
     marks: list[str]
@@ -228,7 +254,7 @@ class PoolConfig(Section):
 
 class MeasureConfig(Section):
     n_questions: PositiveInt
-    n_answers: PositiveInt
+    n_answers: Annotated[int, Field(ge=1, le=MOST_ANSWERS)]
     temperature: Annotated[float, Field(ge=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     coherence_threshold: Score
@@ -264,10 +290,10 @@ class GaugesConfig(Section):
 
 class WandbConfig(Section):
     mode: Literal["offline", "online", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None
-    tags: list[str]
+    project: Annotated[str, AfterValidator(wandb_rules.project)]
+    entity: Annotated[str, AfterValidator(wandb_rules.entity)] | None
+    group: Annotated[str, AfterValidator(wandb_rules.group)] | None
+    tags: list[Annotated[str, AfterValidator(wandb_rules.tag)]]
 
 
 SamplerConfig = VLLMConfig | TransformersConfig | FakeConfig
@@ -284,11 +310,11 @@ class Config(Section):
     sampler: Annotated[SamplerConfig, Field(discriminator="name")]
     judge: Annotated[JudgeConfig, Field(discriminator="name")]
     n_seed: Annotated[int | Literal["calibrated"], BeforeValidator(seed_count)]
-    n_sampled: PositiveInt
-    n_cycles: Count
+    n_sampled: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
+    n_cycles: Annotated[int, Field(ge=0, le=MOST_CYCLES)]
     seed: Count
-    start_adapter: str | None
-    store: str
+    start_adapter: PathText | None
+    store: PathText
     dry_run: bool
     device: Literal["auto", "cpu", "cuda"]
     lora: LoraConfig
