@@ -3,9 +3,13 @@
 python evaluate.py run=outputs/runs/<run> judge=api
 """
 
+import signal
 import sys
 
-from iterative_ft.launch import guard
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before the guard stands ends the process, without a traceback
+
+from iterative_ft.launch import guard  # noqa: E402
 
 
 def command() -> int:

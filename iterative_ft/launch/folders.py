@@ -42,11 +42,14 @@ def run_folder(wanted: Path, given: bool) -> Path:
         given: the user named it: to go on in, where no living process works there. Else it is a new one, but for a job that
             Slurm has started again: that goes on in its own.
     """
-    if given:
+    try:
+        if not given:
+            return resumed(wanted.parent) or new_folder(wanted)
         free(wanted)
         wanted.mkdir(parents=True, exist_ok=True)
-        return wanted
-    return resumed(wanted.parent) or new_folder(wanted)
+    except OSError as error:
+        raise ConfigError(f"the folder {wanted} cannot be made ({error.strerror}): name another, or make room") from error
+    return wanted
 
 
 def cell_suffixes(cells: Sequence[Sequence[str]]) -> list[str]:

@@ -58,14 +58,24 @@ def guarded(command: Callable[[], int]) -> int:
     except SystemExit:
         raise
     except BaseException as error:  # libraries written in Rust raise panics that are no Exception
-        if isinstance(error, GeneratorExit):
-            raise
+        own = own_error(error)
+        if own is not None:  # that Hydra or another library wrapped
+            say(f"error: {in_line(str(own))}")
+            return 2 if isinstance(own, ConfigError) else 1
         with tempfile.NamedTemporaryFile(
             "w", prefix="iterative-ft-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
         ) as file:
             file.write(without_secrets(traceback.format_exc()))
         say(f"error: {reason(error)} (traceback: {file.name})")
         return 1
+
+
+def own_error(error: BaseException) -> ConfigError | RunError | None:
+    """The error of this project that another was raised from, if any."""
+    cause = error.__cause__
+    while cause is not None and not isinstance(cause, ConfigError | RunError):
+        cause = cause.__cause__
+    return cause
 
 
 def failed(error: BaseException, folder: Path) -> RunError:
@@ -129,4 +139,4 @@ def interruptible() -> Iterator[None]:
     signal.signal(signal.SIGINT, pressed)
     yield
     if not first:  # else the process is on its way out, and a second Ctrl-C must not make a traceback of that
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler if before is signal.SIG_DFL else before)

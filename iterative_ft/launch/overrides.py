@@ -10,7 +10,7 @@ from iterative_ft.config.messages import did_you_mean, is_text, known_keys
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import TASKS
 from iterative_ft.errors import ConfigError
-from iterative_ft.launch.quoting import check_size, how_to_quote
+from iterative_ft.launch.quoting import check_size, for_shell, how_to_quote, unquoted
 
 GROUPS = ("model", "method", "persona", "reinit", "sampler", "judge", "experiment", "sweep")
 Known = Callable[[list[str]], list[str]]
@@ -34,14 +34,24 @@ def read_override(parser: Any, argument: str) -> Any:
     """One setting as Hydra reads it; a text that it cannot read is told with the quotes it needs."""
     check_size(argument)
     try:
-        found = parser.parse_override(argument)
+        found = parser.parse_overrides([argument])[0]
     except Exception as error:
         if is_free_text(argument):
             raise ConfigError(how_to_quote(argument)) from error
-        raise ConfigError(explain(error)) from error
+        raise ConfigError(unreadable(argument, explain(error))) from error
     if found.is_sweep_override() and is_free_text(argument) and in_prose(argument):
         raise ConfigError(how_to_quote(argument))
     return found
+
+
+def unreadable(argument: str, why: str) -> str:
+    """What to say of a setting that Hydra cannot read."""
+    key, equals, text = argument.partition("=")
+    if not equals or not key.strip():
+        return f"{argument}: settings are given as key=value"
+    of_grammar = any(word in why for word in ("LexerNoViable", "expecting", "viable", "token recognition"))
+    reason = "" if of_grammar else f" ({why.removeprefix(f'Error parsing override {argument!r}').strip()})"
+    return f"{argument} cannot be read{reason}: a value with such letters is quoted, {for_shell(key, unquoted(text))}"
 
 
 def is_free_text(argument: str) -> bool:
@@ -66,6 +76,8 @@ def check_overrides(parsed: Sequence[Any], multirun: bool, sweeps: Sequence[str]
         if override.is_sweep_override() and not multirun:
             text = how_to_quote(line) if is_free_text(line) else f"{line} lists several values: add -m to run them all"
             raise ConfigError(text)
+        if type(override.value()).__name__ == "Glob":
+            raise ConfigError(f"{line} is not used here: list the options, separated by commas")
         if key == "hydra.mode":
             raise ConfigError(f"{line} is not used here: -m makes a multirun")
         if key == "hydra.job.chdir" and override.value() not in (False, None):
@@ -95,7 +107,7 @@ def explain(error: Exception, known_keys: Known = known_settings) -> str:
             return f"{key} has no such key yet: to add one write +{key}.<key>=<value>"
         return f"unknown key {key}{did_you_mean(leaf, known)}"
     missing_option = re.search(
-        r"Could not find '([^/']+)/([^']+)'(?:\s+Available options in '[^']+':\s*(.*?))?(?=\s*Config search path|$)",
+        r"Could not find '([^']+)/([^/']+)'(?:\s+Available options in '[^']+':\s*(.*?))?(?=\s*Config search path|$)",
         text,
         re.DOTALL,
     )
@@ -112,5 +124,6 @@ def explain(error: Exception, known_keys: Known = known_settings) -> str:
         return f"unknown group {unknown_group.group(1)}{did_you_mean(unknown_group.group(1), GROUPS)}"
     if "group override must be a string" in text:
         return f"a group is set to no option ({text.split('. ')[-1]}): give {', '.join(GROUPS)} one of its options"
-    line = " ".join(text.split()).partition(" See https://hydra.cc")[0] or type(error).__name__
-    return f"{line}: settings are given as key=value" if type(error).__name__ == "OverrideParseException" else line
+    if text.startswith("Error merging override") and error.__cause__ is not None:
+        text += f" ({str(error.__cause__).splitlines()[0]})"
+    return " ".join(text.split()).partition(" See https://hydra.cc")[0] or type(error).__name__
