@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -63,11 +64,16 @@ def known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
 def is_text(path: list[str], root: type[BaseModel]) -> bool:
     """Whether the key at `path` holds a text of a person's own, such as model.system_prompt."""
     sections, annotations = [root], []
+
+    def bare(found: Any) -> Any:
+        return found.__origin__ if hasattr(found, "__metadata__") else found
+
     for part in path:
         annotations = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
         members = [member for found in annotations for member in (getattr(found, "__args__", None) or (found,))]
         sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
-    return any(found is str or set(getattr(found, "__args__", ())) == {str, type(None)} for found in annotations)
+    unions = [get_args(found) if get_origin(found) in (Union, UnionType) else (found,) for found in annotations]
+    return any({bare(member) for member in members} <= {str, type(None)} for members in unions)
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

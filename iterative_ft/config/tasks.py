@@ -48,9 +48,10 @@ class Compare(Section):
         named = Path(self.runs)
         matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(self.runs, recursive=True))]
         for match in matches:
+            if "attempts" in match.parts and "attempts" not in named.parts:
+                continue
             if (match / "config.json").is_file():
-                if "attempts" not in match.parts or "attempts" in named.parts:
-                    found.append(match)
+                found.append(match)
             elif match.is_dir():
                 inside = (
                     file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file()

@@ -16,7 +16,7 @@ from iterative_ft.evaluate.plan import expected, remeasuring_text
 from iterative_ft.machine.files import text_digest
 from iterative_ft.models.policy import Policy
 from iterative_ft.records.folder import held
-from iterative_ft.records.read import read_manifest
+from iterative_ft.records.read import read_manifest, read_run
 from iterative_ft.records.run_log import RunLog
 from iterative_ft.report.page import write_page
 from iterative_ft.report.pictures import draw_run
@@ -36,6 +36,7 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
         config: the run's config with what the task changes.
     """
     run = Path(task.run)
+    read_run(run)  # what the report at the end is made of: damage is told before anything is judged
     found = Found(task, read_manifest(run)["stages"])
     planned: list[Event] = []
     list(found.measured(Bench(config, Store(Path(config.store), dry_run=True, on_event=planned.append))))

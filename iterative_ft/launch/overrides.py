@@ -39,7 +39,8 @@ def read_override(parser: Any, argument: str) -> Any:
         if is_free_text(argument):
             raise ConfigError(how_to_quote(argument)) from error
         raise ConfigError(unreadable(argument, explain(error))) from error
-    if found.is_sweep_override() and is_free_text(argument) and in_prose(argument):
+    structured = not found.is_sweep_override() and isinstance(found.value(), list | dict)
+    if is_free_text(argument) and (structured or (found.is_sweep_override() and in_prose(argument))):
         raise ConfigError(how_to_quote(argument))
     return found
 
