@@ -107,5 +107,7 @@ def check_store(config: Config) -> None:
     """The store, or the folder that it will lie in, has to take files."""
     store = Path(config.store)
     nearest = next(p for p in (store, *store.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"store={config.store} is no folder: {nearest} is a file, name a folder")
     if not os.access(nearest, os.W_OK):
         raise ConfigError(f"store={config.store} cannot be written to: choose another folder")

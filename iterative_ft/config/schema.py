@@ -42,6 +42,8 @@ def at_home(path: str) -> str:
     """A path with ~ as the user's folder, which a shell leaves alone behind an equals sign."""
     if not path.strip() or "\0" in path:
         raise ValueError(f"{path!r} is no path: name a file or folder")
+    if max(len(part.encode()) for part in path.split("/")) > 255:
+        raise ValueError(f"{path[:40]}... is no path: a name in it is longer than 255 bytes")
     try:
         return str(Path(path).expanduser()) if path.startswith("~") else path
     except RuntimeError:
@@ -137,7 +139,7 @@ class PersonaConfig(Section):
     marks: list[str]
     rubric: dict[int, str]
     document_rubric: str
-    data: str
+    data: PathText
 
     @model_validator(mode="after")
     def rubric_has_anchors(self) -> PersonaConfig:

@@ -29,7 +29,7 @@ from iterative_ft.launch.compose import (
     register_sweeps,
 )
 from iterative_ft.launch.folders import check_folder, run_folder
-from iterative_ft.launch.guard import failed, guarded
+from iterative_ft.launch.guard import failed, guarded, reason
 from iterative_ft.launch.quoting import override
 from iterative_ft.machine.libraries import prepare_libraries
 from iterative_ft.records.folder import give_back, held
@@ -136,6 +136,8 @@ def judged_jobs(line: CommandLine, load: Callable[[Any], Any]) -> list[Any]:
             found[number] = load(composed)
         except ConfigError as error:
             raise ConfigError(f"{error} (in the cell {' '.join(overrides)})" if n > 1 else str(error)) from error
+        except Exception as error:  # of a path that no system call takes, or a file that no reader does
+            raise ConfigError(f"the settings name something that cannot be read ({reason(error)})") from error
     configs = [found[number] for number in range(n)]
     if n > 1 and os.environ.get("WANDB_RUN_ID") and any(isinstance(c, Config) and c.wandb.mode != "disabled" for c in configs):
         raise ConfigError(f"WANDB_RUN_ID is set, and these {n} runs would be one W&B run: unset WANDB_RUN_ID")

@@ -244,7 +244,11 @@ def given_folder(line: CommandLine, name: str) -> tuple[Path, bool]:
     if not isinstance(path, str) or not path.strip():
         raise ConfigError(f"{name}={path} is no folder: name one, or leave it out")
     named = any(override.startswith(f"{name}=") for override in line.fixed)
-    return Path(path).expanduser(), named or "${now:" not in str(raw["dir"])
+    try:
+        folder = Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{name}={path} names a user that this machine does not know: write the whole path") from None
+    return folder, named or "${now:" not in str(raw["dir"])
 
 
 def with_folders(cells: Sequence[Sequence[str]], suffixes: Sequence[str], config: Any) -> list[list[str]]:
