@@ -28,11 +28,11 @@ from iterative_ft.launch.compose import (
     register_launchers,
     register_sweeps,
 )
-from iterative_ft.launch.folders import check_folder, run_folder
+from iterative_ft.launch.folders import check_folder, made, run_folder
 from iterative_ft.launch.guard import failed, guarded, reason
 from iterative_ft.launch.quoting import override
 from iterative_ft.machine.libraries import prepare_libraries
-from iterative_ft.records.folder import give_back, held
+from iterative_ft.records.folder import free, give_back, held
 
 MANY = 40  # runs whose settings take several seconds to judge
 
@@ -99,7 +99,12 @@ def in_folder(main: Callable[[], None], line: CommandLine, configs: list[Config]
     """Run with the folder of the run or sweep taken beforehand: two commands of one second never write into the same."""
     name = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
     path, given = given_folder(line, name)
-    check_folder(name, path, [Path(config.store) for config in configs])
+    stores = list(dict.fromkeys(Path(config.store) for config in configs))
+    check_folder(name, path, stores)
+    if given:
+        free(path)
+    for store in stores:
+        made("store", store)
     existed = path.exists()
     folder = run_folder(path, given)
     try:

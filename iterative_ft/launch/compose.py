@@ -226,7 +226,7 @@ def given_folder(line: CommandLine, name: str) -> tuple[Path, bool]:
     """The folder that `name` (hydra.run.dir, hydra.sweep.dir) sets, and whether it is one to go on in: its name holds no time.
 
     Raises:
-        ConfigError: it is no path, or the configs would have the process change its folder.
+        ConfigError: it is no path, the process would change its folder, or the launcher would start nothing.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -237,6 +237,11 @@ def given_folder(line: CommandLine, name: str) -> tuple[Path, bool]:
     assert isinstance(raw, dict)
     if composed.hydra.job.chdir:
         raise ConfigError("hydra.job.chdir=true would move relative paths such as the store's into the run's folder: leave out")
+    launcher = composed.hydra.launcher
+    for key, least in (("n_at_once", 1), ("gpus_per_cell", 0)):
+        value = launcher.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ConfigError(f"hydra.launcher.{key}={value} is wrong: give a whole number of {least} or more")
     try:
         path = section.dir
     except OmegaConfBaseException as error:

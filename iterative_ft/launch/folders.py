@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iterative_ft.errors import ConfigError
-from iterative_ft.records.folder import free, new_folder, resumed
+from iterative_ft.records.folder import new_folder, resumed
 
 IN_NAME = ("method", "reinit", "persona", "seed")  # keys that the name of a cell's folder has in any case
 LONGEST_VALUE, LONGEST_NAME = 40, 120  # letters: a folder's name has 255 bytes at most
@@ -42,14 +42,19 @@ def run_folder(wanted: Path, given: bool) -> Path:
         given: the user named it: to go on in, where no living process works there. Else it is a new one, but for a job that
             Slurm has started again: that goes on in its own.
     """
+    if given:
+        return made("the folder", wanted)
+    made("the folder", wanted.parent)
+    return resumed(wanted.parent) or new_folder(wanted)
+
+
+def made(name: str, folder: Path) -> Path:
+    """A folder that is there; `ConfigError` where it cannot be."""
     try:
-        if not given:
-            return resumed(wanted.parent) or new_folder(wanted)
-        free(wanted)
-        wanted.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"the folder {wanted} cannot be made ({error.strerror}): name another, or make room") from error
-    return wanted
+        raise ConfigError(f"{name}={folder} cannot be made ({error.strerror}): name another, or make room") from error
+    return folder
 
 
 def cell_suffixes(cells: Sequence[Sequence[str]]) -> list[str]:

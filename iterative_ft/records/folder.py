@@ -112,9 +112,9 @@ def new_folder(wanted: Path) -> Path:
 
 
 def give_back(folder: Path) -> None:
-    """Remove a folder that was taken and never written into."""
+    """Remove a folder that was taken for work that never began."""
     with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= {LOCK}:
+        if {path.name for path in folder.iterdir()} <= {LOCK, "multirun.yaml"}:
             shutil.rmtree(folder)
 
 

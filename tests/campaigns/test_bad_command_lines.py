@@ -118,7 +118,7 @@ hydra/launcher=joblib seed=1,2
 hydra/launcher=submitit_local hydra.launcher.n_at_once=0 seed=1,2
 hydra.launcher.x=1 seed=1,2
 seed=1,2 model.name=../x
-hydra/launcher=submitit_local hydra.launcher.gpus_per_cell=99 seed=1,2
+hydra/launcher=submitit_local hydra.launcher.gpus_per_cell=-1 seed=1,2
 model.system_prompt=Be_brief,|kind|and|honest.
 seed=0,1 persona.name=a/b,c
 seed=[1],[2]
@@ -236,11 +236,15 @@ def bad_values(value: Any) -> list[str]:
 
 
 NOT_BAD = {  # values of the lists above that these keys do take
-    "start_adapter": set(),
     "n_seed": {"'3'"},
-    "device": set(),
     "lora.targets": {"[a]"},
-    "measure.temperature": set(),
+    "model.end_token": {"null"},
+    "model.document_end_token": {"null"},
+    "calibrate.tolerance": {"1.5", "1e3"},
+    "measure.coherence_threshold": {"1.5", "1e3"},
+    "prompts.split": {"\\"},
+    "titles.split": {"\\"},
+    "reinit": {"true"},
 }
 
 
@@ -264,9 +268,16 @@ def command_lines(rng: random.Random) -> list[tuple[str, list[str]]]:
             wrong = mistyped(rng, key)
             if wrong not in settings:
                 found.append(("mistyped key", [f"{wrong}=1", *more]))
-            found.append(("value that is no value", [f"{key}={rng.choice(ANY)}", *more]))
+            value = rng.choice(ANY)
+            if value not in NOT_BAD.get(key, set()):
+                found.append(("value that is no value", [f"{key}={value}", *more]))
     groups = ("model", "method", "persona", "reinit")
-    found += [("group without the option", [f"{group}={option}"]) for group in groups for option in OPTIONS]
+    found += [
+        ("group without the option", [f"{group}={option}"])
+        for group in groups
+        for option in OPTIONS
+        if option not in NOT_BAD.get(group, set())
+    ]
     found += [("grammar", [argument]) for argument in GRAMMAR]
     found += [("sweep", ["-m", *(part.replace("|", " ") for part in line.split(" "))]) for line in SWEEPS]
     for _ in range(150):

@@ -19,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import DictConfig, OmegaConf
 
-from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.errors import RunError
 from iterative_ft.launch import guard, sweep
 from iterative_ft.launch.compose import distinct, with_folders
 from iterative_ft.launch.folders import cell_suffixes
@@ -78,9 +78,6 @@ class Local(Submitted, submitit_launcher.LocalLauncher):
 
     def __init__(self, n_at_once: int | None, gpus_per_cell: int, **params: Any) -> None:
         super().__init__(**params)
-        for name, value, least in (("n_at_once", n_at_once, 1), ("gpus_per_cell", gpus_per_cell, 0)):
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ConfigError(f"hydra.launcher.{name}={value} is wrong: give a whole number of {least} or more")
         self.gpus = visible_gpus()
         self.gpus_per_cell = gpus_per_cell if self.gpus else 0
         if self.gpus_per_cell > len(self.gpus):
