@@ -142,9 +142,7 @@ def test_invariant_7_a_pool_that_repeats_a_seed_loses_it(compose: Compose, tmp_p
     texts = [f"  {seed.upper()} " for seed in seeds] + [f"prompt {i}" for i in range(10)]
     pool.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     config = compose(["sampler=fake", f"prompts.path={pool}", "prompts.per_cycle=5", "n_cycles=2", "n_sampled=5"])
-    assert sorted(cycle_prompts(bench(config), 1) + cycle_prompts(bench(config), 2)) == sorted(
-        f"prompt {i}" for i in range(10)
-    )
+    assert sorted(cycle_prompts(bench(config), 1) + cycle_prompts(bench(config), 2)) == sorted(f"prompt {i}" for i in range(10))
 
 
 def test_seeds_share_nothing_sampled(fake_run: Run) -> None:

@@ -17,12 +17,13 @@ from iterative_ft.config.schema import Config
 from iterative_ft.records.rows import MetricRow, value
 from iterative_ft.store import Event, Stage
 
+
 @dataclass(frozen=True)
 class Expected:
     """What a run is expected to do."""
 
     left: dict[str, tuple[str, float]] = field(default_factory=dict)
-    """Kind and estimated seconds of each stage that is to be built, by its label. Its key is not known before its parents are."""
+    """Kind and estimated seconds of each stage that is to be built, by its label: its key is not known yet."""
     n_stored: int = 0
 
 
