@@ -37,6 +37,7 @@ OPEN = {
     "model.chat_template_kwargs",
     "persona.rubric",
     "judge.extra_body",
+    "judge.fields",
     "calibrate.settings",
 }  # dictionaries of anybody's keys
 
