@@ -78,7 +78,7 @@ def read(whole: Any, attempt: int, mask: Callable[[str], str]) -> Reply:
         chances = [p for found in tokens for p in (found["logprob"], *(p for _, p in found["top"]))]
         joined = "".join(found["token"] for found in tokens)
         if mask(joined) != joined:  # a secret cut into tokens
-            tokens = [{**found, "token": MASKED} for found in tokens]
+            tokens = [{**found, "token": MASKED, "top": [[MASKED, p] for _, p in found["top"]]} for found in tokens]
         if not all(map(math.isfinite, chances)):
             failure, tokens = failure or "bad_logprobs", None
     return Reply(
@@ -145,5 +145,5 @@ def logprob(entry: dict[str, Any]) -> float:
     try:
         found = float(found)
     except OverflowError:  # a whole number of hundreds of digits
-        found = math.copysign(math.inf, found)
+        found = -math.inf if found < 0 else math.inf
     return max(found, NEVER) if found < 0 else found

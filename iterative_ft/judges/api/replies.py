@@ -204,7 +204,7 @@ def grade(row: Asked, rubric: Rubric, config: ApiConfig, whole: bool) -> Grade:
     for reply in row["replies"][1:]:
         follow(tree, reply, top, whole)
     if tree.mass < config.numeric_mass_floor or tree.mass == 0:
-        unseen = tree.mass + sum(tree.open.values()) >= config.numeric_mass_floor
+        unseen = sum(tree.open.values()) > 0 and tree.mass + sum(tree.open.values()) >= config.numeric_mass_floor
         return Grade(None, "digits_unresolved" if unseen else "low_numeric_mass", mass=tree.mass)
     return Grade(100 * tree.mean / top, mass=tree.mass)
 
