@@ -251,6 +251,6 @@ def serving_bytes(behave: Callable[[Line, str, dict[str, Any]], None]) -> Iterat
 
 def http(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
     """A whole response."""
-    fields = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+    fields = {"Content_Type": "application/json", "Content_Length": str(len(body)), **headers}
     lines = [f"HTTP/1.1 {status}", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items() if value)]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

@@ -178,15 +178,7 @@ def sends_then_floods(before: bytes, over_and_over: bytes) -> Write:
 
 def redirect_fault(rng: random.Random) -> Fault:
     code = rng.choice([301, 302, 303, 307, 308])
-    places = [
-        "http://127.0.0.1:9/v1",
-        f"https://elsewhere.invalid/{KEY}",
-        f"//u:{KEY}@127.0.0.1/",
-        "http://[",
-        "",
-        "\x7f",
-        "x" * 9000,
-    ]
+    places = ["http://127.0.0.1:9/v1", f"https://elsewhere.invalid/{KEY}", f"//u:{KEY}@127.0.0.1/", "http://[", "", "\x7f"]
     place = rng.choice([*places, "/v1/loop"])  # the server's other paths redirect to themselves
     last = 307 if place == "/v1/loop" and code in (307, 308) else code
     return Fault("redirect", sends(http(b"", f"{code} Elsewhere", Location=place)), f"http_{last}")

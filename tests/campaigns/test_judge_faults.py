@@ -20,7 +20,7 @@ from iterative_ft.judges.api.rubric import coherence_rubric
 from iterative_ft.judges.api.transport import Caller
 from iterative_ft.machine.files import read_jsonl
 
-TIMEOUT_S = 2.0
+TIMEOUT_S = 4.0
 RUBRIC = coherence_rubric(100, documents=False)
 
 
@@ -82,12 +82,13 @@ def campaign(
         with pytest.raises(RunError, match="answers 401") as caught:
             ask_block(out, judge, RUBRIC, answers, [])
         said = [str(caught.value)]
-        before = Counter(made.asked)
+        before = set(made.asked)
+        made.asked.clear()
         with (out / "partial.jsonl").open("ab") as file:
             file.write(b'{"answer": 3, "replies": []}\n[]\n\xff\xfe\n' + b"[" * 10_000 + b'\n{"answer": 4, "repl')
         made.stops_at = None
         info = ask_block(out, judge, RUBRIC, answers, [])
-        had = {number for number, count in before.items() if made.asked[number] == count}
+        n_had = len(before - set(made.asked))
         down = judge.model_copy(update={"max_failures_in_a_row": 1})
         failing_one = next(answers[number] for number, fault in enumerate(made.faults) if failing(fault))
         with pytest.raises(RunError, match="in a row") as stopped:
@@ -113,13 +114,12 @@ def campaign(
     print(f"{n} faults of {kinds} kinds, {n_attempts} calls: {scored} scores, {n - scored} named failures")
     print(f"{invented} invented scores, {len(wrong)} wrong outcomes, {n_keys} texts with the key")
     print(f"longest call {max(seconds):.2f} s under a limit of {TIMEOUT_S:g} s")
-    assert wrong == []
+    assert not wrong, "\n".join(wrong[:30])
     assert (invented, n_keys) == (0, 0)
     assert max(seconds) < TIMEOUT_S + 1
     assert info["n_attempts"] == n_attempts
     assert Counter(s["failure"] for s in scores if s["failure"] is not None) == named
-    assert info["n_taken_over"] > 0
-    assert len(had) >= info["n_taken_over"]  # nothing that was had is asked again
+    assert 0 < info["n_taken_over"] == n_had  # what was had is not asked about again, and all else is
 
 
 def failing(fault: Fault) -> bool:

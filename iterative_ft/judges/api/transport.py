@@ -160,7 +160,7 @@ class Caller:
 
 def further(url: str, location: str | None) -> str | None:
     """Where a redirect leads, if that is another path of the same host, or its TLS port; None elsewhere."""
-    if location is None:
+    if location is None or not location.isprintable() or " " in location:
         return None
     try:
         other = urljoin(url, location)
