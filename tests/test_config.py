@@ -37,7 +37,6 @@ OPEN = {
     "model.chat_template_kwargs",
     "persona.rubric",
     "judge.extra_body",
-    "judge.fields",
     "calibrate.settings",
 }  # dictionaries of anybody's keys
 

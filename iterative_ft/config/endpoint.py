@@ -55,10 +55,19 @@ def is_loopback(url: str) -> bool:
         return host == "localhost"
 
 
-def looks_like_key(name: str) -> bool:
-    """Whether the name of an environment variable is more likely a key in its place: many keys are all word characters."""
+def variable_fault(name: str) -> str | None:
+    """What is wrong with judge.api_key_env, or None. Keys of many providers are all word characters, as names of variables are."""
     mixed = name.upper() != name and name.lower() != name
-    return len(name) >= 20 and (mixed or ("_" not in name and any(c.isdigit() for c in name)))
+    like_a_key = len(name) >= 20 and (mixed or ("_" not in name and any(c.isdigit() for c in name)))
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None or like_a_key:
+        return "judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY"
+    return None
+
+
+def name_fault(**names: str | None) -> str | None:
+    """What is wrong with a name that goes into requests and records, or None."""
+    bad = [setting for setting, name in names.items() if name is not None and not name.isprintable()]
+    return f"judge.{bad[0]} holds a control character: write it without" if bad else None
 
 
 def fields_fault(fields: Mapping[str, str | None], extra: Mapping[str, Any], top_logprobs: int, follow: bool) -> str | None:

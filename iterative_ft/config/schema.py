@@ -6,7 +6,6 @@ answered before any model library is loaded.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -189,21 +188,18 @@ class ApiConfig(Section):
     max_wait_s: Annotated[float, Field(gt=0, le=86_400)]
     max_failures_in_a_row: Annotated[int, Field(ge=1, le=1_000_000)] | None
     attempt: Annotated[int, Field(ge=0, le=1_000_000)]
-    fields: dict[str, str | None]
+    fields: dict[str, str | None] | None
     extra_body: dict[str, Any]
     usd_per_million_prompt_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
     usd_per_million_completion_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
 
     @model_validator(mode="after")
     def request_can_be_made(self) -> ApiConfig:
-        # These messages never repeat the value: it may be a key that was put in the wrong place.
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is None or endpoint.looks_like_key(self.api_key_env):
-            raise ValueError("judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY")
-        for name, value in (("model", self.model), ("endpoint_name", self.endpoint_name)):
-            if value is not None and not value.isprintable():
-                raise ValueError(f"judge.{name} holds a control character: write it without")
-        fault = endpoint.address_fault(self.base_url) or endpoint.fields_fault(
-            self.fields, self.extra_body, self.top_logprobs, self.follow_digits
+        fault = (
+            endpoint.variable_fault(self.api_key_env)
+            or endpoint.name_fault(model=self.model, endpoint_name=self.endpoint_name)
+            or endpoint.address_fault(self.base_url)
+            or endpoint.fields_fault(self.fields or {}, self.extra_body, self.top_logprobs, self.follow_digits)
         )
         if fault is not None:
             raise ValueError(fault)

@@ -53,7 +53,7 @@ def altered_fields(config: ApiConfig) -> dict[str, str | None]:
     sent = settings_of_request(config, config.follow_digits)
     return {
         name: other
-        for name, other in sorted(config.fields.items())
+        for name, other in sorted((config.fields or {}).items())
         if name in sent and other not in SAME_MEANING.get(name, (name,))
     }
 
@@ -111,8 +111,9 @@ class Endpoint:
         """One call. Raises `Unanswered`."""
         config = self.config
         request: dict[str, Any] = {"model": config.model, "messages": messages}
+        names = config.fields or {}
         for name, value in settings_of_request(config, goes_on).items():
-            other = config.fields.get(name, name)
+            other = names.get(name, name)
             if other is not None:
                 request[other] = value
         request |= config.extra_body
