@@ -56,7 +56,7 @@ def is_loopback(url: str) -> bool:
 
 
 def variable_fault(name: str) -> str | None:
-    """What is wrong with judge.api_key_env, or None. Keys of many providers are all word characters, as names of variables are."""
+    """What is wrong with judge.api_key_env, or None. Many keys are all word characters, as names of variables are."""
     mixed = name.upper() != name and name.lower() != name
     like_a_key = len(name) >= 20 and (mixed or ("_" not in name and any(c.isdigit() for c in name)))
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is None or like_a_key:
