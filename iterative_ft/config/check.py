@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from iterative_ft.config.calibration import check_calibration
+from iterative_ft.config.environment import check_endpoint
 from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
 from iterative_ft.data import files, pools
 from iterative_ft.errors import ConfigError
@@ -22,12 +23,9 @@ def check(config: Config) -> None:
 
 
 def check_judge(judge: ProbeConfig | ApiConfig) -> None:
-    """An endpoint elsewhere needs a key in the environment."""
-    if judge.name == "api" and not judge.is_loopback and not os.environ.get(judge.api_key_env):
-        raise ConfigError(
-            f"judge=api needs a key and judge.api_key_env={judge.api_key_env} is not set: export {judge.api_key_env}=<key>, "
-            "or name a server on this machine (judge.base_url=http://127.0.0.1:8000/v1)"
-        )
+    """An endpoint needs what the environment holds for it: a key that can be sent, proxies that can be asked."""
+    if judge.name == "api":
+        check_endpoint(judge)
 
 
 def check_persona(config: Config) -> None:

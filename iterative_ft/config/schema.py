@@ -6,14 +6,12 @@ answered before any model library is loaded.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from iterative_ft.config import endpoint
 from iterative_ft.config.messages import did_you_mean
 from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.data import files as persona_files
@@ -174,48 +172,43 @@ class ApiConfig(Section):
 
     name: Literal["api"]
     base_url: str
-    model: str
+    model: Annotated[str, Field(min_length=1, max_length=200)]
     api_key_env: str
-    endpoint_name: str | None
-    temperature: Annotated[float, Field(ge=0)]
-    max_new_tokens: PositiveInt
+    endpoint_name: Annotated[str, Field(max_length=200)] | None
+    temperature: Annotated[float, Field(ge=0, le=10)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
     top_logprobs: Annotated[int, Field(ge=0, le=100)]
     score_scale: Literal[9, 100]
     numeric_mass_floor: Share
     follow_digits: bool
     max_concurrency: Annotated[int, Field(ge=1, le=256)]
-    timeout_s: Annotated[float, Field(gt=0)]
-    n_retries: Count
-    backoff_s: Annotated[float, Field(gt=0)]
-    max_wait_s: Annotated[float, Field(gt=0)]
-    max_failures_in_a_row: PositiveInt | None
-    attempt: Count
+    timeout_s: Annotated[float, Field(gt=0, le=3600)]
+    n_retries: Annotated[int, Field(ge=0, le=100)]
+    backoff_s: Annotated[float, Field(gt=0, le=3600)]
+    max_wait_s: Annotated[float, Field(gt=0, le=86_400)]
+    max_failures_in_a_row: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    attempt: Annotated[int, Field(ge=0, le=1_000_000)]
+    fields: dict[str, str | None] | None
     extra_body: dict[str, Any]
-    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None
-    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
 
     @model_validator(mode="after")
-    def address_holds_no_secret(self) -> ApiConfig:
-        # These messages never repeat the value: it may be a key that was put in the wrong place.
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is None:
-            raise ValueError("judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY")
-        parts = urlsplit(self.base_url)
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise ValueError(
-                "judge.base_url must hold no credentials and no query: put the key into the variable named by judge.api_key_env"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"judge.base_url={self.base_url} is no address: write http(s)://host/v1")
+    def request_can_be_made(self) -> ApiConfig:
+        fault = (
+            endpoint.variable_fault(self.api_key_env)
+            or endpoint.name_fault(model=self.model, endpoint_name=self.endpoint_name)
+            or endpoint.address_fault(self.base_url)
+            or endpoint.fields_fault(self.fields or {}, self.extra_body, self.top_logprobs, self.follow_digits)
+        )
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     @property
     def is_loopback(self) -> bool:
         """Whether the endpoint runs on this machine."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return endpoint.is_loopback(self.base_url)
 
 
 class PoolConfig(Section):

@@ -14,7 +14,7 @@ from iterative_ft.judges.api.replies import REPLIES, ask_block, request_inputs, 
 from iterative_ft.judges.api.rubric import Rubric, coherence_rubric, trait_rubric
 from iterative_ft.judges.embedder import embedder_identity
 from iterative_ft.judges.probe import probe
-from iterative_ft.judges.scores import SCORES, Score
+from iterative_ft.judges.scores import SCORES, Score, only_scores
 from iterative_ft.machine.files import text_digest, write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.seeds import derive, shuffled
@@ -23,6 +23,8 @@ from iterative_ft.stages.completions import ANSWER, ANSWERS, Completions, Prompt
 from iterative_ft.store import Kind, Purpose, Stage, stage_key
 
 JUDGE, PROBE, REPLY = Kind("judge", 1), Kind("probe", 4), Kind("replies", 1)
+SCORING = 2  # version of how an endpoint's replies become scores: 2 holds text and log-probabilities against each other
+MOST_NAMES = 8  # that a judge's version spells out
 JUDGE_BASE_TOKENS = 96  # longest base answer among the offline judge's negatives
 JUDGE_BASE_PROMPTS = 96
 
@@ -35,7 +37,7 @@ def judge(bench: Bench, answers: Completions, label: str, purpose: Purpose, docu
 
 def scores_of(stage: Stage) -> list[Score]:
     """A row an answer, in their order."""
-    return stage.rows(SCORES)
+    return only_scores(stage.rows(SCORES))
 
 
 def judge_version(stage: Stage) -> str:
@@ -69,7 +71,7 @@ def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, d
         rows = answers.rows()
         texts = [(row["prompt"], row["text"]) for row in rows]
         finished = [row["finish_reason"] != "length" for row in rows]
-        scored = probe.score(trained.path, persona, texts, finished, settings.embedder, bench.reader)
+        scored = only_scores(probe.score(trained.path, persona, texts, finished, settings.embedder, bench.reader))
         write_jsonl(out / SCORES, scored)
         n_failed = sum(score["failure"] is not None for score in scored)
         return {"judge": "probe", "judge_version": trained.digest, "n": len(scored), "n_failed": n_failed}
@@ -121,14 +123,15 @@ def by_api(bench: Bench, answers: Completions, label: str, purpose: Purpose, doc
         "replies": [[stage.digest for stage in stages] for stages in asked],
         "score_scale": top,
         "numeric_mass_floor": settings.numeric_mass_floor,
+        "scoring": SCORING,
     }
 
     def build(out: Path) -> dict[str, Any]:
         infos = [stage.info for stages in asked for stage in stages]
         reported = sorted({name for info in infos for name in info["reported"]})
-        version = f"{'+'.join(reported) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
+        version = f"{names_of(reported) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
         trait, coherence = ([row for stage in stages for row in stage.rows(REPLIES)] for stages in asked)
-        rows = score_rows(trait, coherence, rubrics, settings, version)
+        rows = only_scores(score_rows(trait, coherence, rubrics, settings, version))
         write_jsonl(out / SCORES, rows)
         return {
             "judge": "api",
@@ -148,6 +151,11 @@ def by_api(bench: Bench, answers: Completions, label: str, purpose: Purpose, doc
         }
 
     return bench.store.stage(JUDGE, inputs, build, label, purpose)
+
+
+def names_of(reported: list[str]) -> str:
+    """Models that answered, as the endpoint named them; a hash where it has a new name for every reply."""
+    return "+".join(reported) if len(reported) <= MOST_NAMES else f"{len(reported)} models {text_digest(reported)[:12]}"
 
 
 def scored_by(row: Score) -> str:
