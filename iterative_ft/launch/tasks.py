@@ -14,6 +14,7 @@ from iterative_ft.config.tasks import TASKS, Compare, JudgeCard, Remeasure, Task
 from iterative_ft.data import files
 from iterative_ft.errors import ConfigError
 from iterative_ft.launch.compose import compose_jobs, plain_values
+from iterative_ft.machine.disk import disk_faults_told
 
 GONE = {"model": ("n_parameters_m",)}  # settings that older runs recorded and that nothing reads any more
 
@@ -57,7 +58,7 @@ def check_remeasure(task: Remeasure) -> None:
     """What is changed has to fit the run."""
     config = changed_config(task)
     check_judge(config.judge)
-    if not Path(config.store).is_dir():
+    if not Path(config.store).expanduser().is_dir():
         raise ConfigError(f"store={config.store} of run={task.run} is no folder: say where it lies with store=<folder>")
     n = len(files.questions(config.persona_folder))
     if config.measure.n_questions > n and (task.n_questions is not None or task.persona is not None):
@@ -132,11 +133,12 @@ def perform(task: Task, command: str) -> None:
     """Do a task; `command` is what a record of it names."""
     from iterative_ft.evaluate import compare, judge_card, remeasure
 
-    if isinstance(task, Remeasure):
-        remeasure.remeasure(task, changed_config(task), command)
-    elif isinstance(task, Compare):
-        compare.compare(task, command)
-    elif isinstance(task, JudgeCard):
-        judge_card.judge_card(task, card_configs(task), command)
-    else:
-        compare.rebuild_wandb(task, run_config(Path(task.run)), command)
+    with disk_faults_told(f"doing task={task.task}", "finished stages are kept"):
+        if isinstance(task, Remeasure):
+            remeasure.remeasure(task, changed_config(task), command)
+        elif isinstance(task, Compare):
+            compare.compare(task, command)
+        elif isinstance(task, JudgeCard):
+            judge_card.judge_card(task, card_configs(task), command)
+        else:
+            compare.rebuild_wandb(task, run_config(Path(task.run)), command)
