@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,19 @@ from iterative_ft.records import run_log
 from iterative_ft.report import pictures
 from iterative_ft.stages import completions
 from iterative_ft.store import stages
+
+
+def forked(function: Callable[..., None], *arguments: Any) -> int:
+    """Call a function in a forked process, where all libraries are loaded already; returns its exit code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: the child starts none
+        process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+        process.start()
+    process.join(120)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the forked process hangs")
+    return process.exitcode
 
 
 class Moment:

@@ -23,7 +23,7 @@ from iterative_ft.store import Kind, Stage, Store, stage_key
 from iterative_ft.store.clearing import garbage, main
 from iterative_ft.store.references import References
 
-DATA, SAMPLE, TRAIN = Kind("data", 1), Kind("sample", 1), Kind("train", 1)
+DATA, SAMPLE, TRAIN, ANSWER = Kind("data", 1), Kind("sample", 1), Kind("train", 1), Kind("answer", 1)
 
 
 def text_stage(store: Store, text: str, inputs: dict[str, Any] | None = None, kind: Kind = DATA) -> Stage:
