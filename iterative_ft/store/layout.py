@@ -19,7 +19,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from iterative_ft.machine.files import LEFTOVERS, remove_tree, write_json
+from iterative_ft.machine.files import LEFTOVERS, clear_unfinished, remove_tree, write_json
 
 MANIFEST, MARKER = "manifest.json", "iterative_ft_store.json"
 WORK, LOCKS, REFERENCES, TRASH, ASIDE = ".work", ".locks", ".refs", ".trash", ".aside-"
@@ -74,9 +74,9 @@ def is_marked(root: Path) -> bool:
 
 
 def mark(root: Path) -> None:
-    """Mark the folder as a store."""
+    """Mark the folder as a store. One process at a time."""
     if not is_marked(root):
-        make_folder(root, root)
+        clear_unfinished(root)
         make_way(root / MARKER, root, for_folder=False)
         write_json(root / MARKER, {"holds": HOLDS, "layout": 1})
 

@@ -163,9 +163,15 @@ def reference_file(root: Path, run: Path) -> Path:
 
 
 def referred_before(root: Path, run: Path) -> frozenset[str]:
-    """What earlier attempts of a run used: it stays referred to while the run goes on from there."""
+    """What earlier attempts of a run used: it stays referred to while the run goes on from there.
+
+    What they were writing when they were killed is removed: nobody else writes this run's reference.
+    """
+    file = reference_file(root, run)
     try:
-        reference = parsed(reference_file(root, run))
+        for left in file.parent.glob(f"{UNFINISHED}{file.name}.*"):
+            left.unlink(missing_ok=True)
+        reference = parsed(file)
     except OSError:
         return frozenset()
     return frozenset() if reference is None else reference.stages

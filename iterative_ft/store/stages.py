@@ -22,6 +22,7 @@ from iterative_ft.store.layout import (
     WORK,
     discard,
     is_folder,
+    is_marked,
     make_folder,
     make_way,
     mark,
@@ -240,7 +241,9 @@ class Store:
 
     def build(self, kind: str, key: str, inputs: dict[str, Any], build: Build, label: str, resumable: Sequence[str]) -> Stage:
         """Build in a work folder, write the manifest last, rename into place. The caller holds the key's lock."""
-        mark(self.root)
+        if not is_marked(self.root):
+            with self.lock("store", "mark"):
+                mark(self.root)
         work, final, name = self.root / WORK / f"{kind}-{key}", self.root / kind / key, f"{kind}-{key}"
         started = time.time()
         make_folder(work.parent, self.root)
