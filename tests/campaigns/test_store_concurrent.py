@@ -49,6 +49,18 @@ class Campaign:
     crashes: list[str] = field(default_factory=list)
 
 
+def slower(owner: Any, name: str, longest_s: float) -> None:
+    """Wait after each call: what other processes may do between it and the next comes to happen."""
+    real, rng = getattr(owner, name), random.Random(os.getpid())
+
+    def waited(*arguments: Any, **named: Any) -> Any:
+        found = real(*arguments, **named)
+        time.sleep(rng.random() * longest_s)
+        return found
+
+    setattr(owner, name, waited)
+
+
 def run_told(base: Path, overrides: list[str], folder: str, wait_s: float) -> None:
     """Run in a forked process; what it builds goes into <base>/built, what it says on stderr into <base>/<folder>.err."""
     real = stages.Store.build
@@ -60,7 +72,8 @@ def run_told(base: Path, overrides: list[str], folder: str, wait_s: float) -> No
         return stage
 
     stages.Store.build = build  # type: ignore[method-assign]
-    os.fsync = lambda descriptor: None  # it makes moments between processes longer, not other ones
+    slower(stages, "read_stage", 0.01)
+    slower(stages, "write_reference", 0.003)
     time.sleep(wait_s)
     with (base / f"{folder}.err").open("w", buffering=1) as said, redirect_stderr(said):
         run_small(base, overrides, folder=folder)
@@ -69,6 +82,8 @@ def run_told(base: Path, overrides: list[str], folder: str, wait_s: float) -> No
 def clear_in_a_loop(base: Path, number: int) -> None:
     """`gc --yes --forget-missing` until <base>/stop is there; the exit codes go into <base>/gc-<number>.codes."""
     codes = []
+    slower(clearing, "garbage", 0.02)
+    slower(clearing, "kept_by", 0.01)
     with (base / f"gc-{number}.out").open("w") as said, redirect_stdout(said), redirect_stderr(said):
         while not (base / "stop").exists():
             marked = (base / "store" / "iterative_ft_store.json").exists()
@@ -88,14 +103,18 @@ def started(function: Any, *arguments: Any) -> Any:
 
 
 def one_round(base: Path, rng: random.Random, number: int, alone: list[dict[str, Any]], seen: Campaign) -> None:
-    """2 to 8 runs at once beside one or two `gc`s; then some runs are deleted."""
+    """2 to 8 runs at once beside one or two `gc`s, while most runs of the rounds before are deleted."""
     (base / "built").write_text("")
     (base / "stop").unlink(missing_ok=True)
     n_runs, n_gc = rng.randint(2, 8), rng.randint(1, 2)
     chosen = [rng.randrange(len(RUNS)) for _ in range(n_runs)]
     folders = [f"run-{number}-{i}" for i in range(n_runs)]
+    doomed = sorted(folder for folder in base.glob("run-*-*") if folder.is_dir() and rng.random() < 0.8)
     clearers = [started(clear_in_a_loop, base, i) for i in range(n_gc)]
     runs = [started(run_told, base, RUNS[c], f, rng.random() / 5) for c, f in zip(chosen, folders, strict=True)]
+    for folder in doomed:
+        time.sleep(rng.random() * 0.4 / max(1, len(doomed)))
+        shutil.rmtree(folder)
     for process in runs:
         process.join(LIMIT_S)
     (base / "stop").touch()
@@ -119,9 +138,6 @@ def one_round(base: Path, rng: random.Random, number: int, alone: list[dict[str,
     seen.n_built += built.total()
     seen.rounds += 1
     seen.runs += n_runs
-    for folder in base.glob("run-*-*"):
-        if folder.is_dir() and rng.random() < 0.6:
-            shutil.rmtree(folder)
 
 
 def campaign(tmp_path: Path, n_rounds: int, a_store: int) -> Campaign:
