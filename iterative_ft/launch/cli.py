@@ -40,7 +40,9 @@ def run_app(
         known: the keys below a path, for messages about unknown ones.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")  # conf/hydra/launcher goes before Hydra's own, on purpose
+    warnings.filterwarnings(
+        "ignore", message=r"\s*'hydra/launcher/"
+    )  # our launchers go before those of the same names, on purpose
     sys.argv[1:] = [quote_reinit(argument) for argument in sys.argv[1:]]
     try:
         register_sweeps()

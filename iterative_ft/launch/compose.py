@@ -81,7 +81,7 @@ def register_sweeps() -> None:
 
 
 def register_launchers() -> None:
-    """Make each file of iterative_ft/launchers/ an option of `hydra/launcher`.
+    """Make each file of launch/launchers/ an option of `hydra/launcher`.
 
     Hydra takes launchers from the namespace `hydra_plugins` alone: the folder that holds ours goes on the path, of the
     processes that submitit starts as well.
