@@ -7,7 +7,6 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +38,7 @@ def run_cell(task: Callable[[Any], Any], composed: Any) -> Any:
     except Exception as error:
         engine.close_sampler()  # whatever failed may have left it in a state of its own
         folder, _ = job()
-        with suppress(OSError):  # on a full disk
-            (folder / ERROR).write_text(traceback.format_exc(), encoding="utf-8")
+        (folder / ERROR).write_text(traceback.format_exc())
         print(f"error: the cell {folder.name} failed, the others go on: {reason(error)}", file=sys.stderr)
         raise RunError(reason(error)) from None
 

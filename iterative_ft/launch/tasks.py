@@ -14,7 +14,6 @@ from iterative_ft.config.tasks import TASKS, Compare, JudgeCard, Remeasure, Task
 from iterative_ft.data import files
 from iterative_ft.errors import ConfigError
 from iterative_ft.launch.compose import compose_jobs, plain_values
-from iterative_ft.machine.disk import disk_faults_told
 
 GONE = {"model": ("n_parameters_m",)}  # settings that older runs recorded and that nothing reads any more
 
@@ -133,12 +132,11 @@ def perform(task: Task, command: str) -> None:
     """Do a task; `command` is what a record of it names."""
     from iterative_ft.evaluate import compare, judge_card, remeasure
 
-    with disk_faults_told(f"doing task={task.task}", "finished stages are kept"):
-        if isinstance(task, Remeasure):
-            remeasure.remeasure(task, changed_config(task), command)
-        elif isinstance(task, Compare):
-            compare.compare(task, command)
-        elif isinstance(task, JudgeCard):
-            judge_card.judge_card(task, card_configs(task), command)
-        else:
-            compare.rebuild_wandb(task, run_config(Path(task.run)), command)
+    if isinstance(task, Remeasure):
+        remeasure.remeasure(task, changed_config(task), command)
+    elif isinstance(task, Compare):
+        compare.compare(task, command)
+    elif isinstance(task, JudgeCard):
+        judge_card.judge_card(task, card_configs(task), command)
+    else:
+        compare.rebuild_wandb(task, run_config(Path(task.run)), command)

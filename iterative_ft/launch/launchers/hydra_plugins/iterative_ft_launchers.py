@@ -23,7 +23,6 @@ from iterative_ft.errors import RunError
 from iterative_ft.launch import sweep
 from iterative_ft.launch.compose import distinct
 from iterative_ft.machine.device import visible_gpus
-from iterative_ft.machine.disk import disk_faults_told
 
 POLL_S = 0.2
 
@@ -163,7 +162,5 @@ def finish(config: Any, returns: Sequence[JobReturn]) -> Sequence[JobReturn]:
         )
         for found in returns
     ]
-    folder = Path(config.hydra.sweep.dir)
-    with disk_faults_told(f"writing the summary of {folder}", "the cells are kept"):
-        sweep.finish(folder, cells)
+    sweep.finish(Path(config.hydra.sweep.dir), cells)
     return returns
