@@ -100,8 +100,24 @@ def check_model(config: Config) -> None:
 
 
 def check_store(config: Config) -> None:
-    """The store, or the folder that it will lie in, has to take files."""
-    store = Path(config.store)
-    nearest = next(p for p in (store, *store.absolute().parents) if p.exists())
-    if not os.access(nearest, os.W_OK):
+    """The store is a folder, or the one that it will lie in takes files. One that may only be read can serve what it holds."""
+    if not config.store.strip():
+        raise ConfigError("store= names no folder: give one, such as store=outputs/store")
+    try:
+        store = Path(config.store).expanduser()
+        nearest = next(p for p in (store, *store.absolute().parents) if is_there(p))
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~ of an unknown user, a NUL
+        raise ConfigError(f"store={config.store!r} is no path ({error}): choose another folder") from error
+    if not nearest.is_dir():
+        raise ConfigError(f"store={config.store}: {nearest} is no folder: choose another folder")
+    if nearest != store and not os.access(nearest, os.W_OK):
         raise ConfigError(f"store={config.store} cannot be written to: choose another folder")
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything lies there, a dead link included; what is no path at all raises an error, unlike in `os.path`."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

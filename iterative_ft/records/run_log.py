@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config
-from iterative_ft.machine.files import append_jsonl, write_json
+from iterative_ft.machine.files import append_jsonl, clear_unfinished, write_json
 from iterative_ft.records.provenance import code_state, environment
 from iterative_ft.records.rows import AnswerRow, MetricRow, StageRow, answer_rows, metric_row
 from iterative_ft.records.terminal import Display, Expected, ending
@@ -62,6 +62,7 @@ class RunLog(Log):
         self.speed = {"sampling": [0, 0.0], "training": [0, 0.0]}  # tokens, seconds
         self.wandb = WandbLog(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
+        clear_unfinished(folder)
         for name in (METRICS, ANSWERS, RESULT):  # of a killed run here: told again
             (folder / name).unlink(missing_ok=True)
         write_json(folder / "config.json", config.model_dump())

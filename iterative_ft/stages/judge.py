@@ -10,7 +10,7 @@ from typing import Any
 from iterative_ft import fake
 from iterative_ft.config.schema import ApiConfig, ProbeConfig
 from iterative_ft.data import files
-from iterative_ft.judges.api.replies import REPLIES, ask_block, request_inputs, score_rows
+from iterative_ft.judges.api.replies import PARTIAL, REPLIES, ask_block, request_inputs, score_rows
 from iterative_ft.judges.api.rubric import Rubric, coherence_rubric, trait_rubric
 from iterative_ft.judges.embedder import embedder_identity
 from iterative_ft.judges.probe import probe
@@ -175,7 +175,7 @@ def replies(bench: Bench, settings: ApiConfig, rubric: Rubric, block: Stage, lab
         texts = [(row["prompt"], row["text"]) for row in block.rows(ANSWERS)]
         return ask_block(out, settings, rubric, texts, earlier)
 
-    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=True)
+    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=(PARTIAL,))
 
 
 JUDGES: dict[str, Callable[[Bench, Completions, str, Purpose, bool], Stage]] = {
