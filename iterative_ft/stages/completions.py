@@ -86,11 +86,7 @@ def training_prompts(bench: Bench, frame: Frame, texts: list[str], role: str) ->
 def cycle_prompts(bench: Bench, cycle: int) -> list[str]:
     """The part of the pool that `cycle` >= 1 samples on; it shares nothing with seeds, eval questions or other cycles."""
     config, pool, folder = bench.config, bench.config.pool, bench.config.persona_folder
-    taken = [row["question"] for row in files.questions(folder)]
-    if config.method.name == "sdf":
-        taken += [row["title"] for row in files.documents(folder)]
-    else:
-        taken += [row["prompt"] for row in files.seeds(folder)]
+    taken = files.never_sampled(folder, config.method.name == "sdf")
     texts = pools.load_pool(config.pool_name, pool.path, pool.column, pool.split, pool.revision)
     return pools.cycle_part(config.pool_name, texts, taken, config.seed, cycle, pool.per_cycle)
 
