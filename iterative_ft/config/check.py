@@ -98,7 +98,8 @@ def check_pool(config: Config) -> None:
     try:
         texts = pools.load_pool(pool_name, pool.path, pool.column, pool.split, pool.revision)
     except ConfigError as error:
-        raise ConfigError(f"{pool_name}.path={pool.path}, {pool_name}.column={pool.column}: {error}") from error
+        path, column = read.shortened(pool.path, 120), read.shortened(pool.column)
+        raise ConfigError(f"{pool_name}.path={path}, {pool_name}.column={column}: {error}") from error
     n_pool = len(pools.usable(texts, files.never_sampled(config.persona_folder, config.method.name == "sdf")))
     n_parts = n_pool // pool.per_cycle
     if config.n_cycles > n_parts:

@@ -30,7 +30,8 @@ def load_pool(name: str, path: str, column: str, split: str, revision: str | Non
     if kind == "folder" and not hub.is_saved(where):
         return files.distinct([text for file in split_files(where, split) for text in files.pool(name, str(file), column)])
     if kind is None and (where.suffix.lower() in read.READERS or path.startswith(("/", "./", "../", "~")) or not path):
-        raise ConfigError(f"there is no file or folder {path or 'of no name'}: name one, or a dataset of the Hugging Face hub")
+        shown = read.shortened(path, 120) or "without a name"
+        raise ConfigError(f"there is no file or folder {shown}: name one, or a dataset of the Hugging Face hub")
     source = hub.saved_column(where, column, split) if kind == "folder" else hub.hub_column(path, column, split, revision)
     texts = []
     for place, cell in source:
