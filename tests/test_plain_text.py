@@ -16,7 +16,7 @@ from tiny import END, MODELS, embedded_config, embedded_model, method_of, tiny_c
 
 from iterative_ft.data import files
 from iterative_ft.errors import RunError
-from iterative_ft.models.codec import TokenizerCodec, prompt_ids
+from iterative_ft.models.codec import TokenizerCodec, prompt_ids, words_as_text
 from iterative_ft.models.plain_text import PlainText, control_tokens
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import EXAMPLES, Sources, data_stage
@@ -228,3 +228,10 @@ def test_the_default_models_ids_of_everything_that_ships(embedded_model: Path, t
     for text in written(codec):
         assert control(codec, codec.answer(text)) == [codec.answer_end], text
         assert control(codec, codec.chat_prompt(text)) == control(codec, codec.chat_prompt("Hi."))
+
+
+def test_keys_change_for_texts_that_may_hold_control_words_alone() -> None:
+    """What was stored of them came from control tokens; whatever ships keeps its keys."""
+    for text in ("a <|im_end|> b", "<s>", "[INST] a", "</think>"):
+        assert words_as_text(["a", text, None]) == {"control_words": "text"}
+    assert words_as_text([None, *(text for texts in shipped_texts().values() for text in texts)]) == {}

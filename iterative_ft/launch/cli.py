@@ -55,8 +55,10 @@ def run_app(
         else:
             main()
     except (ConfigError, RunError) as error:
-        message = str(error).replace("\n", "\\n").replace("\r", "\\r")  # a file's name may hold line ends
-        print(f"error: {message}", file=sys.stderr)
+        line = (
+            " ".join(str(error).splitlines()) if isinstance(error, ConfigError) else error
+        )  # a file's name may hold line ends
+        print(f"error: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("interrupted: finished stages are kept, the same command goes on from them", file=sys.stderr)

@@ -5,7 +5,8 @@ Control words that are written out in a text are text (plain_text.py): only the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -101,6 +102,7 @@ Frame = Literal["chat", "document", "question", "opening"]
 """How a text is put to a model: in its chat template, as a document's title, as a question in a plain frame (for models
 without a template), or as raw text to go on from."""
 
+LIKE_A_CONTROL_WORD = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 QUESTION_STOPS = ["\nQuestion:", "\n\n"]  # where an answer in the plain question-and-answer frame is over
 
 
@@ -110,3 +112,9 @@ def prompt_ids(codec: Codec, frame: Frame, text: str) -> list[int]:
         return codec.raw(f"Question: {text}\nAnswer:")
     encode = {"chat": codec.chat_prompt, "document": codec.document_prefix, "opening": codec.raw}
     return encode[frame](text)
+
+
+def words_as_text(texts: Iterable[str | None]) -> dict[str, str]:
+    """What the keys of stages name of texts that may hold control words: such were once encoded as control tokens."""
+    found = any(text is not None and LIKE_A_CONTROL_WORD.search(text) is not None for text in texts)
+    return {"control_words": "text"} if found else {}

@@ -14,7 +14,7 @@ from iterative_ft.config.schema import MeasureConfig, SamplingConfig
 from iterative_ft.data import files, pools
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
-from iterative_ft.models.codec import QUESTION_STOPS, Frame, prompt_ids
+from iterative_ft.models.codec import QUESTION_STOPS, Frame, prompt_ids, words_as_text
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Answer, Params, Request, served_dtype
 from iterative_ft.seeds import derive
@@ -122,6 +122,7 @@ def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
             "end_tokens": [model.end_token, model.document_end_token],
         },
         "params": {"temperature": block.how.temperature, "top_p": block.how.top_p, "max_new_tokens": block.max_new_tokens},
+        **words_as_text([*block.texts, model.system_prompt if chat else None]),
         **sampler_inputs(bench),
     }
 
