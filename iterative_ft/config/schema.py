@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from iterative_ft.config import endpoint
 from iterative_ft.config.messages import did_you_mean
+from iterative_ft.config.persona import PersonaConfig
+from iterative_ft.config.section import Section
 from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.data import files as persona_files
 
@@ -22,12 +24,6 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=0, le=100)]
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, every unknown key an error, no value turned into another type (seed=true is no 1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelConfig(Section):
@@ -100,23 +96,6 @@ class DPOConfig(TrainingConfig):
     seed_sft_weight: Annotated[float, Field(ge=0)]
     reference: Literal["init", "base"]
     rejected_from: Literal["base", "previous", "same"]
-
-
-class PersonaConfig(Section):
-    name: str
-    description: str
-    system_prompt: str
-    marks: list[str]
-    rubric: dict[int, str]
-    document_rubric: str
-    data: str
-
-    @model_validator(mode="after")
-    def rubric_has_anchors(self) -> PersonaConfig:
-        missing = [anchor for anchor in (0, 25, 50, 75, 100) if anchor not in self.rubric]
-        if missing:
-            raise ValueError(f"persona.rubric lacks the anchor(s) {missing}: describe an answer at 0, 25, 50, 75 and 100")
-        return self
 
 
 class ReinitConfig(Section):
@@ -331,6 +310,8 @@ class Config(Section):
                     f"method=sdf needs seed documents and persona={self.persona.name} ships chats only: "
                     f"use a persona with documents ({with_documents}) or method=sft or dpo"
                 )
+            if not self.persona.document_rubric.strip():
+                raise ValueError("persona.document_rubric is empty and method=sdf is judged by it: write it")
             if method.max_new_tokens < 300:
                 raise ValueError(f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: set it to 300 or more")
         elif not self.model.chat:

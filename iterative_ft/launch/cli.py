@@ -22,6 +22,7 @@ from iterative_ft.launch.compose import (
     quote_reinit,
     register_launchers,
     register_sweeps,
+    register_yaml,
 )
 from iterative_ft.machine.libraries import prepare_libraries
 
@@ -45,6 +46,7 @@ def run_app(
     )  # our launchers go before those of the same names, on purpose
     sys.argv[1:] = [quote_reinit(argument) for argument in sys.argv[1:]]
     try:
+        register_yaml()
         register_sweeps()
         register_launchers()
         configs = check_command_line(sys.argv[1:], config_name, load, known)
@@ -53,7 +55,10 @@ def run_app(
         else:
             main()
     except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = (
+            " ".join(str(error).splitlines()) if isinstance(error, ConfigError) else error
+        )  # a file's name may hold line ends
+        print(f"error: {line}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except KeyboardInterrupt:
         print("interrupted: finished stages are kept, the same command goes on from them", file=sys.stderr)

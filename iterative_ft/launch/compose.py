@@ -15,12 +15,15 @@ from typing import Any
 from iterative_ft.config.check import check
 from iterative_ft.config.messages import did_you_mean, judged, known_keys
 from iterative_ft.config.schema import Config
+from iterative_ft.config.yaml_files import check_yaml, yaml_fault
+from iterative_ft.data.read import first_line
 from iterative_ft.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHERS = Path(__file__).resolve().parent / "launchers"
 BOOLEAN = re.compile(r"""(?<![\w'"])(true|false)(?![\w'"])""", re.IGNORECASE)
 GROUPS = ("model", "method", "persona", "reinit", "sampler", "judge", "experiment", "sweep")
+OWN_FOLDERS: list[str] = []  # --config-dir of the command line
 Known = Callable[[list[str]], list[str]]
 """Names of the keys below a path, e.g. ["method"]."""
 
@@ -47,7 +50,8 @@ def plain_values(composed: Any) -> dict[str, Any]:
     except MissingMandatoryValue as error:
         raise ConfigError(f"{error.full_key} must be given: add {error.full_key}=<value>") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        fix = "mend it, or write \\${ for these two characters themselves"
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}: {fix}") from error
     assert isinstance(values, dict)
     return values  # type: ignore[return-value]
 
@@ -78,6 +82,40 @@ def register_sweeps() -> None:
             quoted = quote_reinit("reinit=" + ",".join(str(value) for value in values))
             OmegaConf.update(node, "hydra.sweeper.params.reinit", quoted.removeprefix("reinit="))
         ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
+
+
+def register_yaml() -> None:
+    """Have every YAML file that Hydra reads looked at first, so that what is wrong with it is one line with file and line.
+
+    A file of --config-dir takes the place of the shipped option of the same group and name: Hydra alone would take the shipped.
+    """
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.core.plugins import Plugins
+
+    class Checked(FileConfigSource):
+        def load_config(self, config_path: str) -> Any:
+            from omegaconf.errors import OmegaConfBaseException
+            from yaml import YAMLError
+
+            name = self._normalize_file_name(config_path)
+            if Path(self.path).resolve() == ROOT / "conf" and "/" in name:
+                own = next((folder for folder in OWN_FOLDERS if (Path(folder) / name).is_file()), None)
+                if own is not None:
+                    return Checked(self.provider, own).load_config(config_path)
+            file = Path(self.path) / name
+            if file.is_file():
+                check_yaml(file)
+            try:
+                return super().load_config(config_path)
+            except (YAMLError, RecursionError) as error:
+                raise ConfigError(yaml_fault(file, error)) from error
+            except (OmegaConfBaseException, AssertionError, TypeError) as error:
+                fix = "write key: value, a line each, and \\${ where a text has these two characters"
+                raise ConfigError(f"{file} cannot be read as settings ({first_line(error)}): {fix}") from error
+
+    Plugins.instance()  # registers Hydra's own
+    SourcesRegistry.instance().types["file"] = Checked
 
 
 def register_launchers() -> None:
@@ -125,6 +163,7 @@ def jobs_of(
         raise ConfigError("--config-path and --config-name are not used here: --config-dir=<folder> adds options of your own")
     if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
         raise ConfigError(f"--config-dir={parsed.config_dir} is no folder: name one that holds options, e.g. persona/mine.yaml")
+    OWN_FOLDERS[:] = [] if parsed.config_dir is None else [str(Path(parsed.config_dir).resolve())]
     try:
         folders = [o for o in (parsed.config_dir,) if o is not None]
         jobs = list(compose_jobs(parsed.overrides, parsed.multirun, folders, config_name))
@@ -143,7 +182,11 @@ def compose_jobs(
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     GlobalHydra.instance().clear()  # a task of evaluate.py composes train.py's defaults within its own Hydra
-    search = [f"hydra.searchpath=[{','.join('file://' + str(Path(d).resolve()) for d in config_dirs)}]"] if config_dirs else []
+    search = (
+        [f"hydra.searchpath=[{','.join(quoted('file://' + str(Path(d).resolve())) for d in config_dirs)}]"]
+        if config_dirs
+        else []
+    )
     try:
         with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base="1.3"):
             parser = OverridesParser.create()
@@ -169,6 +212,11 @@ def compose_jobs(
                 yield cell, compose(config_name, overrides=search + cell)
     finally:
         GlobalHydra.instance().clear()
+
+
+def quoted(value: str) -> str:
+    """A value of an override as Hydra's grammar takes it, whatever brackets, commas and quotes it holds."""
+    return "'" + re.sub(r"(\\*)(')", r"\1\1\\\2", value) + "'"
 
 
 def distinct(cells: Sequence[Sequence[str]]) -> list[list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.config.schema import ApiConfig, ProbeConfig
+from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
 from iterative_ft.data import files
 from iterative_ft.judges.api.replies import PARTIAL, REPLIES, ask_block, request_inputs, score_rows
 from iterative_ft.judges.api.rubric import Rubric, coherence_rubric, trait_rubric
@@ -82,8 +82,7 @@ def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, d
 def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     """The offline judge, the same for all seeds and arms of a model: trained on judge texts and base answers."""
     config = bench.config
-    personas = {name: files.SHIPPED / name for name in files.shipped()}
-    personas.setdefault(config.persona.name, config.persona_folder)
+    personas = judged_personas(config)
     texts = {name: files.judge_texts(folder) for name, folder in personas.items()}
     plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
     asked = shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
@@ -105,6 +104,17 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
         return probe.build(out, personas, answers, settings, bench.reader)
 
     return bench.store.stage(PROBE, inputs, build, "train the judge", {"policy": "base", "role": "judge"})
+
+
+def judged_personas(config: Config) -> dict[str, Path]:
+    """Name -> folder of the personas that the offline judge tells apart: those that ship, and the run's own before them.
+
+    A shipped persona whose judge texts the run's persona has as well is left out: one text cannot stand for two.
+    """
+    name, own = config.persona.name, files.judge_texts(config.persona_folder)
+    shipped = {other: files.SHIPPED / other for other in files.shipped()}
+    kept = {o: folder for o, folder in shipped.items() if o in (name, "plain") or files.judge_texts(folder) != own}
+    return kept | {name: config.persona_folder}
 
 
 # -- a judge behind an endpoint -----------------------------------------------------------------------------------------------
