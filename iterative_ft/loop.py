@@ -11,6 +11,7 @@ from iterative_ft.config.schema import Config
 from iterative_ft.evaluate.plan import expected
 from iterative_ft.machine.disk import disk_faults_told
 from iterative_ft.models.policy import Policy
+from iterative_ft.records.folder import held
 from iterative_ft.records.rows import MetricRow
 from iterative_ft.records.run_log import Log, RunLog
 from iterative_ft.report.pictures import draw_run
@@ -53,7 +54,17 @@ class RunResult:
 
 
 def run(config: Config, folder: Path, command: str) -> RunResult:
-    """Run the experiment in `folder`, calibrated first where the config says so."""
+    """Run the experiment in `folder`, calibrated first where the config says so.
+
+    Raises:
+        ConfigError: another process works in the folder.
+    """
+    with held(folder):
+        return run_held(config, folder, command)
+
+
+def run_held(config: Config, folder: Path, command: str) -> RunResult:
+    """The experiment, in a folder that this process has for itself."""
     store = Store(Path(config.store), run_folder=folder)
     calibration = None
     if config.n_seed == "calibrated":
@@ -70,7 +81,7 @@ def run(config: Config, folder: Path, command: str) -> RunResult:
         store.on_event, store.on_start = log.stage, log.stage_started
         bench = Bench(config, store, on_step=log.training_step)
         cycles(bench, log)
-        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name)).as_dict()
+        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made)).as_dict()
         log.finish(verdict, bench.engine_start_s)
         store.settle()
     return RunResult(folder, log.rows, verdict)

@@ -8,6 +8,7 @@ from pathlib import Path
 from iterative_ft.config.calibration import check_calibration
 from iterative_ft.config.environment import check_endpoint
 from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
+from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files, pools, read
 from iterative_ft.errors import ConfigError
 from iterative_ft.machine.libraries import EMBEDDED
@@ -18,6 +19,7 @@ LEAST_STYLED = 8  # prompts with judge texts of the persona: each fold of the ju
 def check(config: Config) -> None:
     """Raise a one-line `ConfigError` for the first thing that a run of `config` would miss."""
     check_judge(config.judge)
+    check_login(config.wandb.mode)
     check_persona(config)
     check_model(config)
     check_store(config)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -67,7 +68,8 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
     elif kind == "union_tag_invalid":
         text = f"{key}.name={first['ctx']['tag']} is wrong: it is one of {first['ctx']['expected_tags']}"
     elif kind == "string_type" and isinstance(value, bool | int | float):
-        text = f"{key}={value!r} is no text: put quotes around it"
+        word = str(value).lower()
+        text = f"""{key}={value!r} is no text: put quotes around it (a number as text is quoted: '{key}="{word}"')"""
     else:
         text = f"{key}={shortened(repr(value), 200)} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
@@ -85,6 +87,21 @@ def known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
                 found += [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
         sections = found
     return [name for section in sections for name in section.model_fields]
+
+
+def is_text(path: list[str], root: type[BaseModel]) -> bool:
+    """Whether the key at `path` holds a text of a person's own, such as model.system_prompt."""
+    sections, annotations = [root], []
+
+    def bare(found: Any) -> Any:
+        return found.__origin__ if hasattr(found, "__metadata__") else found
+
+    for part in path:
+        annotations = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
+        members = [member for found in annotations for member in (getattr(found, "__args__", None) or (found,))]
+        sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+    unions = [get_args(found) if get_origin(found) in (Union, UnionType) else (found,) for found in annotations]
+    return any({bare(member) for member in members} <= {str, type(None)} for members in unions)
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

@@ -9,25 +9,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from iterative_ft.config import endpoint
+from iterative_ft.config import endpoint, wandb_rules
 from iterative_ft.config.messages import did_you_mean
 from iterative_ft.config.persona import PersonaConfig
-from iterative_ft.config.section import Section
+from iterative_ft.config.section import Name, PathText, Section
 from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.data import files as persona_files
 
 Precision = Literal["bfloat16", "float32"]
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]  # what is beyond is no setting that anybody meant
 PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Score = Annotated[float, Field(ge=0, le=100)]
 
 
+# Upper ends of counts that nothing else bounds: a digit too many is answered, and not worked on for a year.
+MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
+
+
 class ModelConfig(Section):
-    name: str
+    name: Name
     path: str
     revision: str | None
     dtype: Precision
@@ -200,7 +204,7 @@ class PoolConfig(Section):
 
 class MeasureConfig(Section):
     n_questions: PositiveInt
-    n_answers: PositiveInt
+    n_answers: Annotated[int, Field(ge=1, le=MOST_ANSWERS)]
     temperature: Annotated[float, Field(ge=0)]
     top_p: Annotated[float, Field(gt=0, le=1)]
     coherence_threshold: Score
@@ -236,10 +240,10 @@ class GaugesConfig(Section):
 
 class WandbConfig(Section):
     mode: Literal["offline", "online", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None
-    tags: list[str]
+    project: Annotated[str, AfterValidator(wandb_rules.project)]
+    entity: Annotated[str, AfterValidator(wandb_rules.entity)] | None
+    group: Annotated[str, AfterValidator(wandb_rules.group)] | None
+    tags: list[Annotated[str, AfterValidator(wandb_rules.tag)]]
 
 
 SamplerConfig = VLLMConfig | TransformersConfig | FakeConfig
@@ -256,11 +260,11 @@ class Config(Section):
     sampler: Annotated[SamplerConfig, Field(discriminator="name")]
     judge: Annotated[JudgeConfig, Field(discriminator="name")]
     n_seed: Annotated[int | Literal["calibrated"], BeforeValidator(seed_count)]
-    n_sampled: PositiveInt
-    n_cycles: Count
+    n_sampled: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
+    n_cycles: Annotated[int, Field(ge=0, le=MOST_CYCLES)]
     seed: Count
-    start_adapter: str | None
-    store: str
+    start_adapter: PathText | None
+    store: PathText
     dry_run: bool
     device: Literal["auto", "cpu", "cuda"]
     lora: LoraConfig

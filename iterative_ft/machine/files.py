@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from iterative_ft.errors import RunError
+
 UNFINISHED = ".writing-"  # how the name of a file begins that is being written; a kill may leave one, and none is content
 LEFTOVERS = (UNFINISHED, ".nfs")  # the second: what a network disk keeps of a deleted file until it is closed
 
@@ -72,24 +74,51 @@ def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         os.fsync(file.fileno())
 
 
+class DamagedFile(RunError, ValueError):
+    """A file does not hold what it should; the message names it and its line."""
+
+
 def read_jsonl(path: Path, torn: bool = False) -> list[Any]:
     """Rows of a JSONL file.
 
     Args:
         torn: the file may be missing, or end in a line that a kill cut off; that line is no row.
+
+    Raises:
+        DamagedFile: a line is no JSON.
     """
     if torn and not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8", errors="replace" if torn else "strict").split("\n")
-    whole, rest = lines[:-1], lines[-1]
-    rows = [json.loads(line) for line in whole if line.strip()]
-    if rest.strip():
-        try:
-            rows.append(json.loads(rest))
-        except json.JSONDecodeError:
-            if not torn:
-                raise
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError:
+        if not torn:
+            raise DamagedFile(f"{path} is no UTF-8 text") from None
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                if not (torn and number == len(lines)):
+                    raise DamagedFile(f"{path}:{number} is no JSON ({str(error)[:80]})") from None
     return rows
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        DamagedFile: it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedFile(f"{path} is no JSON ({str(error)[:80]})") from None
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path} holds no object but {type(value).__name__}")
+    return value
 
 
 def text_digest(value: Any) -> str:
