@@ -59,13 +59,14 @@ def run(config: Config, folder: Path, command: str) -> RunResult:
     Raises:
         ConfigError: another process works in the folder.
     """
-    with held(folder):
-        return run_held(config, folder, command)
-
-
-def run_held(config: Config, folder: Path, command: str) -> RunResult:
-    """The experiment, in a folder that this process has for itself."""
     store = Store(Path(config.store), run_folder=folder)
+    kept = "finished stages and the rows so far are kept"
+    with disk_faults_told(f"running in {folder}", kept, store.freeing), held(folder):
+        return run_held(config, store, folder, command)
+
+
+def run_held(config: Config, store: Store, folder: Path, command: str) -> RunResult:
+    """The experiment, in a folder that this process has for itself."""
     calibration = None
     if config.n_seed == "calibrated":
         calibration = calibrate(config, store)
@@ -74,10 +75,7 @@ def run_held(config: Config, folder: Path, command: str) -> RunResult:
     record = None if calibration is None else calibration.as_dict()
     planned = plan(config)
     store.check_serves(planned)
-    with (
-        disk_faults_told(f"running in {folder}", "finished stages and the rows so far are kept", store.freeing),
-        RunLog(config, folder, command, expected(config, planned), draw_run(config), record) as log,
-    ):
+    with RunLog(config, folder, command, expected(config, planned), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
         bench = Bench(config, store, on_step=log.training_step)
         cycles(bench, log)
