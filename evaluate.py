@@ -9,7 +9,7 @@ import sys
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C before the guard stands ends the process, without a traceback
 
-from iterative_ft.launch import guard  # noqa: E402
+from iterative_ft.launch import guard
 
 
 def command() -> int:

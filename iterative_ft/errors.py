@@ -1,4 +1,4 @@
-"""The one error a user can fix: raised by config checks and by stages, shown as a single line."""
+"""The two errors that a user can mend, each shown as a single line: a wrong setting, and work that failed."""
 
 
 class ConfigError(Exception):

@@ -9,6 +9,7 @@ from typing import Any
 from iterative_ft.calibrate import calibrate
 from iterative_ft.config.schema import Config
 from iterative_ft.evaluate.plan import expected
+from iterative_ft.machine.disk import disk_faults_told
 from iterative_ft.models.policy import Policy
 from iterative_ft.records.folder import held
 from iterative_ft.records.rows import MetricRow
@@ -58,25 +59,29 @@ def run(config: Config, folder: Path, command: str) -> RunResult:
     Raises:
         ConfigError: another process works in the folder.
     """
-    with held(folder):
-        return run_held(config, folder, command)
-
-
-def run_held(config: Config, folder: Path, command: str) -> RunResult:
-    """The experiment, in a folder that this process has for itself."""
     store = Store(Path(config.store), run_folder=folder)
+    kept = "finished stages and the rows so far are kept"
+    with disk_faults_told(f"running in {folder}", kept, store.freeing), held(folder):
+        return run_held(config, store, folder, command)
+
+
+def run_held(config: Config, store: Store, folder: Path, command: str) -> RunResult:
+    """The experiment, in a folder that this process has for itself."""
     calibration = None
     if config.n_seed == "calibrated":
         calibration = calibrate(config, store)
         config = config.model_copy(update={"n_seed": calibration.n_seed})
         store.verified.clear()  # the run's own record names its stages anew
     record = None if calibration is None else calibration.as_dict()
-    with RunLog(config, folder, command, expected(config, plan(config)), draw_run(config), record) as log:
+    planned = plan(config)
+    store.check_serves(planned)
+    with RunLog(config, folder, command, expected(config, planned), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
         bench = Bench(config, store, on_step=log.training_step)
         cycles(bench, log)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made)).as_dict()
         log.finish(verdict, bench.engine_start_s)
+        store.settle()
     return RunResult(folder, log.rows, verdict)
 
 

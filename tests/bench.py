@@ -34,6 +34,7 @@ def main() -> None:
 
 def bench(folder: Path) -> None:
     from iterative_ft.data import files
+    from iterative_ft.models.base import prepare
     from iterative_ft.models.codec import TokenizerCodec
     from iterative_ft.sampling.interface import Params, Request
     from iterative_ft.sampling.vllm import VLLMSampler
@@ -42,7 +43,7 @@ def bench(folder: Path) -> None:
     config = embedded_config(folder / "store", "method=sft")
     model = folder / "model"
     model.mkdir()
-    seconds = timed(lambda: prepare_model(config.model, model))
+    seconds = timed(lambda: prepare(config.model, model))
     print(f"base model     {seconds:7.1f} s")
     codec = TokenizerCodec(model, config.model)
     sampler = VLLMSampler(config, "cpu", codec)

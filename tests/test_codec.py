@@ -38,7 +38,7 @@ from iterative_ft.store import Store
 __all__ = ["embedded_model", "tiny_model", "tiny_models"]
 CHATML = "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
 NO_SYSTEM_ROLE = broken(
-    "a template that refuses a system role stops the run with jinja's error: model.system_prompt is not put into the user's turn",
+    "a template that refuses a system role stops the run with jinja's error, where model.system_prompt is set",
     raises=jinja2.TemplateError,
 )
 
@@ -85,7 +85,7 @@ def test_the_system_prompt_reaches_every_model(tiny_models: dict[str, Path], tmp
     assert 0 < text.index("Be brief.") < text.index("hi there")
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="a chat model without a template stops the run with a traceback")
+@broken("a chat model without a template stops the run with transformers' error", raises=ValueError)
 def test_a_chat_model_without_a_template_is_told_in_one_line(tiny_models: dict[str, Path], tmp_path: Path) -> None:
     config = tiny_config(tiny_models["gpt2"], tmp_path / "store", "method=sft", "model.chat=true")
     with pytest.raises(RunError, match=r"model\.chat"):

@@ -70,7 +70,7 @@ def test_invariant_9_every_option_composes_validates_and_is_taken_as_written(fil
 @pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda f: f.stem)
 @pytest.mark.parametrize("sampler", ["fake", "transformers"])
 def test_every_experiment_composes_with_every_sampler(file: Path, sampler: str) -> None:
-    [(_, config)] = hydra_compose.compose_jobs([f"+experiment={file.stem}", f"sampler={sampler}"], multirun=False, config_dirs=[])
+    [(_, config)] = hydra_compose.compose_jobs([f"+experiment={file.stem}", f"sampler={sampler}"])
     assert load_config(config).sampler.name == sampler
 
 

@@ -12,13 +12,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import policy_of, save_adapter, save_tiny_model, tiny_config
+from tiny import (
+    FAMILIES,
+    broken,
+    families,
+    load_policy,
+    method_of,
+    policy_of,
+    save_adapter,
+    tiny_config,
+    tiny_model,
+    tiny_models,
+)
 
 from iterative_ft.judges import gauges
 from iterative_ft.machine.files import read_jsonl
+from iterative_ft.models import forward
+from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.completions import ANSWER, Completions, Prompts, complete
+from iterative_ft.stages.gauge import BRANCHING, gauge, heldout_texts, in_frame, of_answers, of_policy, values_of
 from iterative_ft.store import Store
 
+__all__ = ["tiny_model", "tiny_models"]
 ON = ("gauges.self_similarity=false", "gauges.perplexity=true", "gauges.branching_factor=true", "gauges.kl_from_base=true")
 QUESTIONS = ["the quick river", "what should I cook", "is it worth it"]
 
@@ -51,103 +68,141 @@ def test_branching_factor_caps_smooths_and_needs_three_answers() -> None:
 
 
 def test_batches_hold_every_sequence_once_and_stay_small() -> None:
-    lengths = [gauges.BATCH_TOKENS * 2, 3, 900, 1000, 1100]
-    found = gauges.batches(lengths)
+    lengths = [forward.BATCH_TOKENS * 2, 3, 900, 1000, 1100]
+    found = forward.by_length(lengths)
     assert sorted(i for batch in found for i in batch) == list(range(5))
-    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= gauges.BATCH_TOKENS for b in found)
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= forward.BATCH_TOKENS for b in found)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Policy, Policy]:
-    """Base and a policy that lies well away from it."""
-    folder = tmp_path_factory.mktemp("gauges")
-    model = save_tiny_model(folder / "model")
-    return policy_of(model), policy_of(model, save_adapter(model, folder / "adapter", size=0.5))
+# -- forward passes -----------------------------------------------------------------------------------------------------------
 
 
-def lab_of(tiny: tuple[Policy, Policy], store: Path, *overrides: str) -> Lab:
-    return Lab(tiny_config(tiny[0].model, store, *(overrides or ON)), Store(store))
+def moved(model: Path, folder: Path) -> Policy:
+    """A policy that lies well away from its base."""
+    return policy_of(model, save_adapter(model, folder / "adapter", size=0.5))
 
 
 def by_hand(policy: Policy, prompt: list[int], rest: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Negative log-likelihoods and KL(policy || base), a token at a time, one context a forward pass, nothing padded."""
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    def logs(adapter: Path | None, context: list[int]) -> Any:
-        net = AutoModelForCausalLM.from_pretrained(policy.model, dtype=torch.float32)
-        net = net if adapter is None else PeftModel.from_pretrained(net, adapter)
+    mine, base = load_policy(policy.model, policy.adapter), load_policy(policy.model, None)
+
+    def logs(net: Any, context: list[int]) -> Any:
         with torch.no_grad():
             return torch.log_softmax(net(input_ids=torch.tensor([context])).logits[0, -1].double(), -1)
 
     nll, kl = [], []
     for n, token in enumerate(rest):
-        context = [*prompt, *rest[:n]]
-        mine, base = logs(policy.adapter, context), logs(None, context)
-        nll.append(float(-mine[token]))
-        kl.append(float((mine.exp() * (mine - base)).sum()))
+        of_mine, of_base = (logs(net, [*prompt, *rest[:n]]) for net in (mine, base))
+        nll.append(float(-of_mine[token]))
+        kl.append(float((of_mine.exp() * (of_mine - of_base)).sum()))
     return np.asarray(nll), np.asarray(kl)
 
 
-def test_token_values_are_those_of_single_forward_passes(tiny: tuple[Policy, Policy]) -> None:
-    base, policy = tiny
+@pytest.mark.parametrize("family", FAMILIES)
+def test_token_values_are_those_of_single_forward_passes(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    model = tiny_models[family]
+    base, policy, reader = policy_of(model), moved(model, tmp_path), Reader(str(model), "cpu")
     sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14]), ([20, 21, 22, 23, 24, 25], [26])]
-    found = gauges.token_values(str(policy.model), str(policy.adapter), sequences, True, "cpu", False)
-    for (prompt, rest), nll, kl in zip(sequences, found["nll"], found["kl"], strict=True):
+    nll, kl = reader.token_values(policy.adapter, sequences, kl=True)
+    for (prompt, rest), found_nll, found_kl in zip(sequences, nll, kl, strict=True):
         expected_nll, expected_kl = by_hand(policy, prompt, rest)
-        np.testing.assert_allclose(nll, expected_nll, atol=1e-4)
-        np.testing.assert_allclose(kl, expected_kl, atol=1e-4)
-        assert min(kl) > 1e-3
-    of_base = gauges.token_values(str(base.model), None, sequences, True, "cpu", False)
-    assert of_base["nll"] != found["nll"]
-    assert not np.concatenate(of_base["kl"]).any()
-    np.testing.assert_allclose(of_base["nll"][0], by_hand(base, *sequences[0])[0], atol=1e-4)  # the adapter is off again
+        np.testing.assert_allclose(found_nll, expected_nll, atol=1e-4)
+        np.testing.assert_allclose(found_kl, expected_kl, atol=1e-4)
+        assert min(found_kl) > 1e-3
+    nll_of_base, kl_of_base = reader.token_values(None, sequences, kl=True)
+    assert all((a != b).any() for a, b in zip(nll_of_base, nll, strict=True))
+    assert not np.concatenate(kl_of_base).any()
+    np.testing.assert_allclose(nll_of_base[0], by_hand(base, *sequences[0])[0], atol=1e-4)  # the adapter is off again
+    assert reader.token_values(None, sequences)[1] == []  # not asked for
 
 
-def answers_of(lab: Lab, policy: Policy) -> Any:
-    return lab.write("answer", policy, "chat", QUESTIONS, [1, 2, 3], 8, True, "answers")
+NO_LAYERS = broken("the layers of a network are looked for as `.layers` alone; GPT-2 has them as `.h`", raises=AttributeError)
+TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]
 
 
-def test_stage_of_a_policy(tiny: tuple[Policy, Policy], tmp_path: Path) -> None:
-    lab, policy = lab_of(tiny, tmp_path, *ON), tiny[1]
-    answers = answers_of(lab, policy)
-    stage = gauges.of_policy(lab, policy, answers)
+def text_ids(model: Path, text: str, n_tokens: int) -> list[int]:
+    """A text as the reader reads it: after a newline, cut."""
+    from transformers import AutoTokenizer
+
+    ids: list[int] = AutoTokenizer.from_pretrained(model)("\n" + text, add_special_tokens=False).input_ids
+    return ids[: n_tokens + 1]
+
+
+@pytest.mark.parametrize("family", families(gpt2=NO_LAYERS))
+def test_states_are_those_of_the_middle_layers(tiny_models: dict[str, Path], family: str) -> None:
+    import torch
+
+    model = tiny_models[family]
+    found, net = Reader(str(model), "cpu").states(TEXTS), load_policy(model, None)
+    for text, row in zip(TEXTS, found, strict=True):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            ids = torch.tensor([text_ids(model, text, forward.STATE_TOKENS)])
+            layers = net(input_ids=ids, output_hidden_states=True).hidden_states
+        middle = [layers[int(depth * (len(layers) - 1))][0, 1:].float().mean(0) for depth in forward.DEPTHS]
+        np.testing.assert_allclose(row, torch.cat(middle).numpy(), atol=0.02)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nll_of_texts_is_that_of_single_forward_passes(tiny_models: dict[str, Path], family: str) -> None:
+    model = tiny_models[family]
+    found = Reader(str(model), "cpu").nll(TEXTS)
+    for text, nll in zip(TEXTS, found, strict=True):
+        first, *rest = text_ids(model, text, forward.NLL_TOKENS)
+        np.testing.assert_allclose(nll, by_hand(policy_of(model), [first], rest)[0], atol=0.1)  # passes are in bfloat16
+
+
+# -- stages -------------------------------------------------------------------------------------------------------------------
+
+
+def bench_of(model: Path, store: Path, *overrides: str) -> Bench:
+    return Bench(tiny_config(model, store, f"method={method_of(model)}", *overrides), Store(store))
+
+
+def answers_of(bench: Bench, policy: Policy) -> Completions:
+    prompts = Prompts("chat", QUESTIONS, [1, 2, 3], bench.config.measure, 8)
+    return complete(bench, ANSWER, policy, prompts, "answers", "answers")
+
+
+def test_stage_of_a_policy(tiny_model: Path, tmp_path: Path) -> None:
+    bench, policy = bench_of(tiny_model, tmp_path, *ON), moved(tiny_model, tmp_path)
+    answers = answers_of(bench, policy)
+    stage = of_policy(bench, policy, answers)
     assert stage is not None
-    values = read(stage)
+    values = values_of(stage)
     names = {"perplexity_strong", "perplexity_weak", "perplexity_plain", "branching_factor", "kl_from_base"}
     assert values.keys() == {f"gauge/{name}" for name in names}
     rows = answers.rows()
     pairs = [by_hand(policy, row["prompt_ids"], row["ids"]) for row in rows]
     assert values["gauge/kl_from_base"] == pytest.approx(np.concatenate([kl for _, kl in pairs]).mean(), rel=1e-3)
-    curve = gauges.branching([nll.tolist() for nll, _ in pairs])
+    curve = gauges.branching([nll for nll, _ in pairs])
     assert values["gauge/branching_factor"] == pytest.approx(np.mean(curve), rel=1e-3)
-    assert len(read_jsonl(stage.path / gauges.BRANCHING)) == len(curve)
-    row = gauges.heldout_texts(lab.config.persona_folder)["weak"][0]
-    prompt, rest = gauges.in_frame(lab, row["prompt"], row["answer"])
-    assert lab.codec.decode(rest) == row["answer"]
-    assert prompt == lab.codec.chat_prompt(row["prompt"])
-    assert rest[-1] not in lab.codec.answer_end_ids
-    again = lab_of(tiny, tmp_path, *ON)
-    assert gauges.of_policy(again, policy, answers).path == stage.path  # type: ignore[union-attr]
+    assert len(read_jsonl(stage.path / BRANCHING)) == len(curve)
+    row = heldout_texts(bench.config.persona_folder)["weak"][0]
+    prompt, rest = in_frame(bench, row)
+    assert bench.codec.decode(rest) == row["answer"]
+    assert prompt == bench.codec.chat_prompt(row["prompt"])
+    assert rest[-1] not in bench.codec.answer_end_ids
+    again = of_policy(bench_of(tiny_model, tmp_path, *ON), policy, answers)
+    assert again is not None
+    assert again.path == stage.path
 
 
-def test_cheap_gauges_of_answers_always_and_nothing_else_unless_asked(tiny: tuple[Policy, Policy], tmp_path: Path) -> None:
-    lab = lab_of(tiny, tmp_path, "gauges.self_similarity=false")
-    answers = answers_of(lab, tiny[0])
+def test_cheap_gauges_of_answers_always_and_nothing_else_unless_asked(tiny_model: Path, tmp_path: Path) -> None:
+    bench = bench_of(tiny_model, tmp_path, "gauges.self_similarity=false")
+    answers = answers_of(bench, bench.base)
     names = {"truncated_share", "distinct_1", "repetition"}
-    assert {f"answers/{name}" for name in names} <= read(gauges.of_answers(lab, tiny[0], answers)).keys()
-    assert gauges.of_policy(lab, tiny[0], answers) is None
-
-
-def read(stage: Any) -> dict[str, float]:
-    import json
-
-    return json.loads((stage.path / gauges.VALUES).read_text())
+    cheap = of_answers(bench, bench.base, answers)
+    assert {f"answers/{name}" for name in names} <= values_of(cheap).keys()
+    assert of_policy(bench, bench.base, answers) is None
+    assert [stage.path for stage in gauge(bench, bench.base, answers)] == [cheap.path]
 
 
 def test_a_fake_run_has_the_cheap_gauges(fake_run: Callable[..., Any]) -> None:
-    for row in fake_run("gauges.perplexity=true", "gauges.kl_from_base=true").measured:
+    measured = fake_run("gauges.perplexity=true", "gauges.kl_from_base=true").measured
+    assert len(measured) == 4  # base, and cycles 0 to 2
+    for row in measured:
         assert 0 < row["answers/distinct_1"] <= 1
         assert "answers/truncated_share" in row
         assert "answers/self_similarity" not in row

@@ -8,27 +8,41 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import (
+    FAMILIES,
+    embedded_config,
+    embedded_model,
+    load_policy,
+    policy_of,
+    read_json,
+    save_adapter,
+    tiny_config,
+    tiny_model,
+    tiny_models,
+)
 
 from iterative_ft.errors import RunError
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.machine.files import file_digests, file_sha256
-from iterative_ft.machine.libraries import embedded_file
+from iterative_ft.machine.libraries import EMBEDDED, embedded_file
 from iterative_ft.machine.process import run_isolated
-from iterative_ft.models import policy as policies
-from iterative_ft.models.policy import merge
+from iterative_ft.models.base import identity, location, prepare
+from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling.canary import bucketed_kl
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.train import adopt
 from iterative_ft.store import Store
-from tests.tiny import embedded_config, embedded_model, policy_of, read_json, save_adapter, tiny_config, tiny_model
 
-__all__ = ["embedded_model", "tiny_model"]
+__all__ = ["embedded_model", "tiny_model", "tiny_models"]
 
 
 # -- where a base model comes from -----------------------------------------------------------------------------------
 
 
 def test_a_folder_is_recorded_with_its_hashes(tiny_model: Path, tmp_path: Path) -> None:
-    info = prepare_model(tiny_config(tiny_model, tmp_path / "store", "method=sft").model, tmp_path)
+    info = prepare(tiny_config(tiny_model, tmp_path / "store", "method=sft").model, tmp_path)
     assert info["folder"] == str(tiny_model)
+    assert location(tmp_path, info) == tiny_model
     digests = read_json(tmp_path / "location.json")["files"]
     assert digests == file_digests(tiny_model)
     assert digests["model.safetensors"] == file_sha256(tiny_model / "model.safetensors")
@@ -37,14 +51,18 @@ def test_a_folder_is_recorded_with_its_hashes(tiny_model: Path, tmp_path: Path) 
 def test_a_changed_folder_is_another_model(tiny_model: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     settings = tiny_config(folder, tmp_path / "store", "method=sft")
-    first = Lab(settings, Store(tmp_path / "store")).base_policy()
+
+    def base() -> Policy:
+        return Bench(settings, Store(tmp_path / "store")).base
+
+    first = base()
     assert first.model == folder
-    assert Lab(settings, Store(tmp_path / "store")).base_policy().digest == first.digest
+    assert base().digest == first.digest
     weights = bytearray((folder / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (folder / "model.safetensors").write_bytes(weights)
     os.utime(folder / "model.safetensors", ns=(1, 1))
-    assert Lab(settings, Store(tmp_path / "store")).base_policy().digest != first.digest
+    assert base().digest != first.digest
 
 
 def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
@@ -54,15 +72,15 @@ def test_pickled_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(RunError, match="pickled weights are never loaded"):
-        prepare_model(tiny_config(folder, tmp_path / "store", "method=sft").model, tmp_path / "out")
+        prepare(tiny_config(folder, tmp_path / "store", "method=sft").model, tmp_path / "out")
 
 
 def test_a_pickled_start_adapter_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(tiny_model, tmp_path / "adapter", size=0.1)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
-    lab = Lab(tiny_config(tiny_model, tmp_path / "store", "method=sft"), Store(tmp_path / "store"))
+    bench = Bench(tiny_config(tiny_model, tmp_path / "store", "method=sft"), Store(tmp_path / "store"))
     with pytest.raises(RunError, match="pickled weights are never loaded"):
-        lab.adopt(adapter)
+        adopt(bench, adapter)
 
 
 def test_a_hub_model_is_fetched_without_pickles_or_code(
@@ -81,7 +99,7 @@ def test_a_hub_model_is_fetched_without_pickles_or_code(
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     settings = tiny_config(tiny_model, tmp_path / "store", "method=sft", "model.path=someone/some-model", "model.revision=main")
     (tmp_path / "out").mkdir()
-    info = prepare_model(settings.model, tmp_path / "out")
+    info = prepare(settings.model, tmp_path / "out")
     assert info == {"folder": str(snapshot), "revision": commit}
     assert read_json(tmp_path / "out" / "location.json")["files"] == file_digests(snapshot)
     assert (calls[0]["name"], calls[0]["revision"]) == ("someone/some-model", "main")
@@ -90,26 +108,29 @@ def test_a_hub_model_is_fetched_without_pickles_or_code(
     assert not any(p.endswith((".bin", ".pt", ".pth", ".py", ".pkl")) or p == "*" for p in patterns)
 
     trusted = tiny_config(tiny_model, tmp_path / "store", "method=sft", "model.path=a/b", "model.trust_remote_code=true")
-    prepare_model(trusted.model, tmp_path / "out")
+    prepare(trusted.model, tmp_path / "out")
     assert "*.py" in calls[1]["allow_patterns"]
 
 
 def test_an_embedded_file_with_another_sha256_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    package, file, _ = policies.EMBEDDED["minilm"]
+    package, file, _ = EMBEDDED["minilm"]
     assert embedded_file("minilm").name == file
-    monkeypatch.setitem(policies.EMBEDDED, "minilm", (package, file, "0" * 64))
+    monkeypatch.setitem(EMBEDDED, "minilm", (package, file, "0" * 64))
     with pytest.raises(RunError, match="sha256"):
         embedded_file("minilm")
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(policies.EMBEDDED, "minilm", ("no_such_package", "model.safetensors", "0" * 64))
+    monkeypatch.setitem(EMBEDDED, "minilm", ("no_such_package", "model.safetensors", "0" * 64))
     with pytest.raises(RunError, match="no-such-package"):
         embedded_file("minilm")
 
 
-def test_a_pinned_sha256_is_part_of_the_models_key(tmp_path: Path) -> None:
-    assert model_inputs(embedded_config(tmp_path / "store").model)["sha256"] == policies.EMBEDDED["smollm2_135m"][2]
+def test_a_pinned_sha256_is_part_of_the_models_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = embedded_config(tmp_path / "store").model
+    pinned = identity(model)
+    monkeypatch.setitem(EMBEDDED, "smollm2_135m", (*EMBEDDED["smollm2_135m"][:2], "0" * 64))
+    assert identity(model) != pinned
 
 
 @pytest.mark.slow
@@ -126,23 +147,20 @@ def test_the_embedded_model_is_a_checkpoint_that_pads_with_another_token_than_it
 
 def logits(folder: Path, adapter: Path | None) -> Any:
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, str(adapter)).eval()
     with torch.no_grad():
-        return model(input_ids=torch.tensor([[1, 90, 91, 120, 121, 122, 2]])).logits
+        return load_policy(folder, adapter)(input_ids=torch.tensor([[1, 90, 91, 120, 121, 122, 2]])).logits
 
 
-def test_a_merged_checkpoint_is_the_policy(tiny_model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_merged_checkpoint_is_the_policy(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
     import torch
 
-    adapter = save_adapter(tiny_model, tmp_path / "adapter", size=0.3)
-    merge(policy_of(tiny_model, adapter), tmp_path / "merged", "float32")
-    wanted = logits(tiny_model, adapter)
-    assert float((wanted - logits(tiny_model, None)).abs().max()) > 0.1
+    model = tiny_models[family]
+    adapter = save_adapter(model, tmp_path / "adapter", size=0.3)
+    merge(policy_of(model, adapter), tmp_path / "merged", "float32")
+    wanted = logits(model, adapter)
+    assert float((wanted - logits(model, None)).abs().max()) > 0.1
     torch.testing.assert_close(logits(tmp_path / "merged", None), wanted, rtol=1e-4, atol=1e-4)
     assert {"tokenizer.json", "tokenizer_config.json"} <= {p.name for p in (tmp_path / "merged").iterdir()}
 
@@ -192,9 +210,9 @@ def test_a_failure_in_the_other_process_is_one_error(capfd: pytest.CaptureFixtur
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cuda") == "cuda"
-    monkeypatch.setattr("iterative_ft.device.version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr("iterative_ft.machine.device.version", lambda name: "2.13.0+cpu")
     assert resolve_device("auto") == "cpu"
-    monkeypatch.setattr("iterative_ft.device.version", lambda name: "2.13.0")
+    monkeypatch.setattr("iterative_ft.machine.device.version", lambda name: "2.13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert resolve_device("auto") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -454,12 +454,21 @@ def test_sft_and_sdf_train_on_the_ids_given(
 
 
 DROPOUT = broken("SFT and SDF leave the base model's own dropout on, DPO does not", raises=AssertionError)
+DROPOUT_AND_COUNT = broken(
+    "besides the dropout: the loss is divided by one token too many a document where the network is not called ...ForCausalLM",
+    raises=AssertionError,
+)
 
 
 @pytest.mark.parametrize(
-    ("kind", "bos"), [pytest.param(*row, marks=DROPOUT if row[0] == "gpt2" else ()) for row in IN_ALL_KINDS]
+    ("method", "kind", "bos"),
+    [(method, *row) for method in ("sft", "sdf", "sdf continuation") for row in IN_ALL_KINDS if row[0] != "gpt2"]
+    + [
+        pytest.param("sft", "gpt2", False, marks=DROPOUT),
+        pytest.param("sdf", "gpt2", False, marks=DROPOUT_AND_COUNT),
+        pytest.param("sdf continuation", "gpt2", False, marks=DROPOUT),
+    ],
 )
-@pytest.mark.parametrize("method", ["sft", "sdf", "sdf continuation"])
 def test_the_loss_of_sft_and_sdf_is_that_of_their_ids(
     tmp_path: Path, tiny_models: dict[str, Path], spy: Spy, method: str, kind: str, bos: bool
 ) -> None:

@@ -15,7 +15,7 @@ import pytest
 from iterative_ft.errors import RunError
 from iterative_ft.stats import verdict as v
 from iterative_ft.stats.intervals import bounds, of_changes, over_questions
-from iterative_ft.stats.simulate import SHAPES, SPREADS, Case, simulate
+from tests.simulate import SHAPES, SPREADS, Case, simulate
 
 QUESTIONS = tuple(f"question {number}?" for number in range(24))
 

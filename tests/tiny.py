@@ -1,4 +1,4 @@
-"""Tiny models of four families, their tokenizers trained on the spot, saved like any model: the real code runs on them in seconds.
+"""Tiny models of four families, tokenizers trained on the spot, saved like any model: what the real code runs on in seconds.
 
 Each has the habits of its family that code trips over: what ends a turn, what the template refuses, which layers are linear,
 whether the output head is tied to the embeddings.
@@ -115,7 +115,7 @@ FAMILIES = {
         adds_bos=True,
     ),
     "gpt2": Family(  # Conv1D layers, learned positions, one special token for everything, no chat template
-        ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512, "attn_pdrop":0,"resid_pdrop":0,"embd_pdrop":0, "initializer_range": 0.15}),
+        ("GPT2Config", {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 512, "initializer_range": 0.15}),
         ("<|endoftext|>",),
         None,
         end="<|endoftext|>",

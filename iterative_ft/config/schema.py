@@ -6,16 +6,15 @@ answered before any model library is loaded.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from iterative_ft.config import wandb_rules
+from iterative_ft.config import endpoint, wandb_rules
 from iterative_ft.config.messages import did_you_mean
+from iterative_ft.config.persona import PersonaConfig
+from iterative_ft.config.section import Name, PathText, Section
 from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.data import files as persona_files
 
@@ -29,35 +28,6 @@ Score = Annotated[float, Field(ge=0, le=100)]
 
 # Upper ends of counts that nothing else bounds: a digit too many is answered, and not worked on for a year.
 MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
-
-
-def name_of_files(name: str) -> str:
-    """A name that folders and files are named after: it may neither lead anywhere nor be longer than they take."""
-    if re.fullmatch(r"\w[\w.+-]{0,63}", name) is None:
-        raise ValueError(f"the name {name[:80]!r} is wrong: give 1 to 64 letters, digits or . _ + -, the first no sign")
-    return name
-
-
-def at_home(path: str) -> str:
-    """A path with ~ as the user's folder, which a shell leaves alone behind an equals sign."""
-    if not path.strip() or "\0" in path:
-        raise ValueError(f"{path!r} is no path: name a file or folder")
-    if max(len(part.encode()) for part in path.split("/")) > 255:
-        raise ValueError(f"{path[:40]}... is no path: a name in it is longer than 255 bytes")
-    try:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    except RuntimeError:
-        raise ValueError(f"{path} names a user that this machine does not know: write the whole path") from None
-
-
-Name = Annotated[str, AfterValidator(name_of_files)]
-PathText = Annotated[str, AfterValidator(at_home)]
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, every unknown key an error, no value turned into another type (seed=true is no 1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class ModelConfig(Section):
@@ -132,23 +102,6 @@ class DPOConfig(TrainingConfig):
     rejected_from: Literal["base", "previous", "same"]
 
 
-class PersonaConfig(Section):
-    name: Name
-    description: str
-    system_prompt: str
-    marks: list[str]
-    rubric: dict[int, str]
-    document_rubric: str
-    data: PathText
-
-    @model_validator(mode="after")
-    def rubric_has_anchors(self) -> PersonaConfig:
-        missing = [anchor for anchor in (0, 25, 50, 75, 100) if anchor not in self.rubric]
-        if missing:
-            raise ValueError(f"persona.rubric lacks the anchor(s) {missing}: describe an answer at 0, 25, 50, 75 and 100")
-        return self
-
-
 class ReinitConfig(Section):
     name: Literal["reinit", "continual"]
     init: Literal["base", "previous"]
@@ -202,48 +155,43 @@ class ApiConfig(Section):
 
     name: Literal["api"]
     base_url: str
-    model: str
+    model: Annotated[str, Field(min_length=1, max_length=200)]
     api_key_env: str
-    endpoint_name: str | None
-    temperature: Annotated[float, Field(ge=0)]
-    max_new_tokens: PositiveInt
+    endpoint_name: Annotated[str, Field(max_length=200)] | None
+    temperature: Annotated[float, Field(ge=0, le=10)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
     top_logprobs: Annotated[int, Field(ge=0, le=100)]
     score_scale: Literal[9, 100]
     numeric_mass_floor: Share
     follow_digits: bool
     max_concurrency: Annotated[int, Field(ge=1, le=256)]
-    timeout_s: Annotated[float, Field(gt=0)]
-    n_retries: Count
-    backoff_s: Annotated[float, Field(gt=0)]
-    max_wait_s: Annotated[float, Field(gt=0)]
-    max_failures_in_a_row: PositiveInt | None
-    attempt: Count
+    timeout_s: Annotated[float, Field(gt=0, le=3600)]
+    n_retries: Annotated[int, Field(ge=0, le=100)]
+    backoff_s: Annotated[float, Field(gt=0, le=3600)]
+    max_wait_s: Annotated[float, Field(gt=0, le=86_400)]
+    max_failures_in_a_row: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    attempt: Annotated[int, Field(ge=0, le=1_000_000)]
+    fields: dict[str, str | None] | None
     extra_body: dict[str, Any]
-    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None
-    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
 
     @model_validator(mode="after")
-    def address_holds_no_secret(self) -> ApiConfig:
-        # These messages never repeat the value: it may be a key that was put in the wrong place.
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is None:
-            raise ValueError("judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY")
-        parts = urlsplit(self.base_url)
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise ValueError(
-                "judge.base_url must hold no credentials and no query: put the key into the variable named by judge.api_key_env"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"judge.base_url={self.base_url} is no address: write http(s)://host/v1")
+    def request_can_be_made(self) -> ApiConfig:
+        fault = (
+            endpoint.variable_fault(self.api_key_env)
+            or endpoint.name_fault(model=self.model, endpoint_name=self.endpoint_name)
+            or endpoint.address_fault(self.base_url)
+            or endpoint.fields_fault(self.fields or {}, self.extra_body, self.top_logprobs, self.follow_digits)
+        )
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     @property
     def is_loopback(self) -> bool:
         """Whether the endpoint runs on this machine."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return endpoint.is_loopback(self.base_url)
 
 
 class PoolConfig(Section):
@@ -366,6 +314,8 @@ class Config(Section):
                     f"method=sdf needs seed documents and persona={self.persona.name} ships chats only: "
                     f"use a persona with documents ({with_documents}) or method=sft or dpo"
                 )
+            if not self.persona.document_rubric.strip():
+                raise ValueError("persona.document_rubric is empty and method=sdf is judged by it: write it")
             if method.max_new_tokens < 300:
                 raise ValueError(f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: set it to 300 or more")
         elif not self.model.chat:

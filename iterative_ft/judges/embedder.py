@@ -25,7 +25,9 @@ def load_embedder(name: str) -> Any:
 
     quiet_transformers()
     folder = str(embedded_file("minilm").parent) if name == "embedded" else name
-    return SentenceTransformer(folder, device="cpu")
+    model = SentenceTransformer(folder, device="cpu")
+    model.tokenizer.split_special_tokens = True  # "[SEP]" in a text is five characters
+    return model
 
 
 def embed(texts: list[str], name: str = "embedded") -> np.ndarray:

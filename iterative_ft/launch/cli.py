@@ -27,6 +27,7 @@ from iterative_ft.launch.compose import (
     quote_reinit,
     register_launchers,
     register_sweeps,
+    register_yaml,
 )
 from iterative_ft.launch.folders import check_folder, made, run_folder
 from iterative_ft.launch.guard import failed, guarded, reason
@@ -56,10 +57,11 @@ def run_app(
 def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], known: Known) -> int:
     """Judge the command line, then show what it asks for or run it in a folder of its own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")  # conf/hydra/launcher goes before Hydra's own, on purpose
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")  # ours go before Hydra's own
     for argument in sys.argv[1:]:
         check_text(argument)
     sys.argv[1:] = [quote_reinit(argument) for argument in sys.argv[1:]]
+    register_yaml()
     register_sweeps()
     register_launchers()
     quiet_failures()

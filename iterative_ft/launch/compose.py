@@ -16,6 +16,8 @@ from typing import Any
 from iterative_ft.config.check import check
 from iterative_ft.config.messages import judged
 from iterative_ft.config.schema import Config
+from iterative_ft.config.yaml_files import check_yaml, yaml_fault
+from iterative_ft.data.read import first_line
 from iterative_ft.errors import ConfigError
 from iterative_ft.launch.overrides import GROUPS as GROUPS  # those who compose ask here
 from iterative_ft.launch.overrides import Known, check_overrides, explain, known_settings, n_swept, read_override
@@ -24,6 +26,7 @@ from iterative_ft.launch.quoting import MOST_CELLS, quoted
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCHERS = Path(__file__).resolve().parent / "launchers"
 BOOLEAN = re.compile(r"""(?<![\w'"])(true|false)(?![\w'"])""", re.IGNORECASE)
+OWN_FOLDERS: list[str] = []  # --config-dir of the command line
 
 
 def load_config(composed: Any) -> Config:
@@ -80,8 +83,42 @@ def register_sweeps() -> None:
         ConfigStore.instance().store(group="sweep", name=file.stem, node=node, package="_global_")
 
 
+def register_yaml() -> None:
+    """Have every YAML file that Hydra reads looked at first, so that what is wrong with it is one line with file and line.
+
+    A file of --config-dir takes the place of the shipped option of the same group and name: Hydra alone would take the shipped.
+    """
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.sources_registry import SourcesRegistry
+    from hydra.core.plugins import Plugins
+
+    class Checked(FileConfigSource):
+        def load_config(self, config_path: str) -> Any:
+            from omegaconf.errors import OmegaConfBaseException
+            from yaml import YAMLError
+
+            name = self._normalize_file_name(config_path)
+            if Path(self.path).resolve() == ROOT / "conf" and "/" in name:
+                own = next((folder for folder in OWN_FOLDERS if (Path(folder) / name).is_file()), None)
+                if own is not None:
+                    return Checked(self.provider, own).load_config(config_path)
+            file = Path(self.path) / name
+            if file.is_file():
+                check_yaml(file)
+            try:
+                return super().load_config(config_path)
+            except (YAMLError, RecursionError) as error:
+                raise ConfigError(yaml_fault(file, error)) from error
+            except (OmegaConfBaseException, AssertionError, TypeError) as error:
+                fix = "write key: value, a line each, and \\${ where a text has these two characters"
+                raise ConfigError(f"{file} cannot be read as settings ({first_line(error)}): {fix}") from error
+
+    Plugins.instance()  # registers Hydra's own
+    SourcesRegistry.instance().types["file"] = Checked
+
+
 def register_launchers() -> None:
-    """Make each file of iterative_ft/launchers/ an option of `hydra/launcher`.
+    """Make each file of launch/launchers/ an option of `hydra/launcher`.
 
     Hydra takes launchers from the namespace `hydra_plugins` alone: the folder that holds ours goes on the path, of the
     processes that submitit starts as well.
@@ -175,6 +212,7 @@ def command_line(arguments: list[str], config_name: str = "config", known: Known
         raise ConfigError("--config-path and --config-name are not used here: --config-dir=<folder> adds options of your own")
     if parsed.config_dir is not None and not Path(parsed.config_dir).is_dir():
         raise ConfigError(f"--config-dir={parsed.config_dir} is no folder: name one that holds options, e.g. persona/mine.yaml")
+    OWN_FOLDERS[:] = [] if parsed.config_dir is None else [str(Path(parsed.config_dir).resolve())]
     if parsed.package is not None and parsed.cfg is None:
         raise ConfigError("--package is a part of what --cfg shows: give --cfg job too")
     if parsed.multirun and parsed.cfg is not None:

@@ -74,7 +74,7 @@ def check_remeasure(task: Remeasure) -> None:
     """What is changed has to fit the run."""
     config = changed_config(task)
     check_judge(config.judge)
-    if not Path(config.store).is_dir():
+    if not Path(config.store).expanduser().is_dir():
         raise ConfigError(f"store={config.store} of run={task.run} is no folder: say where it lies with store=<folder>")
     n = len(files.questions(config.persona_folder))
     if config.measure.n_questions > n and (task.n_questions is not None or task.persona is not None):

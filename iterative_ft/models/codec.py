@@ -1,12 +1,18 @@
-"""Text to token ids and back, in one place, so that training, sampling and measuring see the same template."""
+"""Text to token ids and back, in one place, so that training, sampling and measuring see the same template.
+
+Control words that are written out in a text are text (plain_text.py): only the template and the codec write control tokens.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from iterative_ft.config.schema import ModelConfig
 from iterative_ft.errors import RunError
+from iterative_ft.models.plain_text import PlainText
 
 
 class Codec(Protocol):
@@ -49,6 +55,7 @@ class TokenizerCodec:
         self.document_end = self.token_id(config.document_end_token)
         self.answer_end_ids = [self.answer_end]
         self.document_end_ids = list(dict.fromkeys([self.document_end, int(self.tokenizer.eos_token_id)]))
+        self.plain = PlainText(self.tokenizer, [*self.answer_end_ids, *self.document_end_ids])
 
     def token_id(self, token: str | None) -> int:
         if token is None:
@@ -64,22 +71,25 @@ class TokenizerCodec:
         messages = [{"role": "user", "content": message}]
         if self.config.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.config.system_prompt})
-        ids = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **self.config.chat_template_kwargs
+        return self.plain.in_template(messages, self.render)
+
+    def render(self, messages: Sequence[dict[str, str]], tokenize: bool) -> Any:
+        """A chat in the model's template, up to where the answer starts: as ids, or as a text."""
+        return self.tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=tokenize, return_dict=False, **self.config.chat_template_kwargs
         )
-        return list(ids)
 
     def answer(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.answer_end]
+        return [*self.plain.ids(text), self.answer_end]
 
     def document_prefix(self, title: str) -> list[int]:
         return self.raw(f"{title}\n\n")
 
     def document_body(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.document_end]
+        return [*self.plain.ids(text), self.document_end]
 
     def raw(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text).input_ids)
+        ids = self.plain.with_additions(text)
         while ids and ids[-1] in (self.tokenizer.eos_token_id, self.document_end):
             ids.pop()  # some tokenizers close every text
         return ids
@@ -92,6 +102,7 @@ Frame = Literal["chat", "document", "question", "opening"]
 """How a text is put to a model: in its chat template, as a document's title, as a question in a plain frame (for models
 without a template), or as raw text to go on from."""
 
+LIKE_A_CONTROL_WORD = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 QUESTION_STOPS = ["\nQuestion:", "\n\n"]  # where an answer in the plain question-and-answer frame is over
 
 
@@ -101,3 +112,9 @@ def prompt_ids(codec: Codec, frame: Frame, text: str) -> list[int]:
         return codec.raw(f"Question: {text}\nAnswer:")
     encode = {"chat": codec.chat_prompt, "document": codec.document_prefix, "opening": codec.raw}
     return encode[frame](text)
+
+
+def words_as_text(texts: Iterable[str | None]) -> dict[str, str]:
+    """What the keys of stages name of texts that may hold control words: such were once encoded as control tokens."""
+    found = any(text is not None and LIKE_A_CONTROL_WORD.search(text) is not None for text in texts)
+    return {"control_words": "text"} if found else {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
-from iterative_ft.machine.files import append_jsonl, write_json
+from iterative_ft.machine.files import append_jsonl, clear_unfinished, write_json
 from iterative_ft.machine.secrets import without_secrets
 from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, PICTURE, RESULT, Attempt
 from iterative_ft.records.provenance import code_state, environment, kinds_of
@@ -66,6 +66,7 @@ class RunLog(Log):
         self.wandb = WandbLog(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = json.loads(json.dumps(config.model_dump()))
+        clear_unfinished(folder)
         self.attempt = Attempt(folder, settings)
         self.made: dict[str, Any] = {
             "model": None,

@@ -1,4 +1,4 @@
-"""Many runs together: which are replicates (an arm), what tells runs apart, and an arm's rows and verdict over its seeds."""
+"""Many runs together: replicates make an arm, which has rows and a verdict over its seeds. Labels say what tells runs apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranges and ticks of axes, and numbers as a reader wants them: shared by the page's charts and the pictures."""
+"""Ranges and ticks of axes, and numbers as a reader wants them. The page's charts and the pictures share them."""
 
 from __future__ import annotations
 

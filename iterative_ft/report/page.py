@@ -45,6 +45,8 @@ def write_page(folders: list[Path], out: Path) -> Path:
 def context(runs: list[Run]) -> dict[str, Any]:
     """All that the templates lay out."""
     names, arms = labels(runs), arms_of(runs)
+    in_arms = {id(run) for arm in arms for run in arm.runs}
+    named = [(name, run) for name, run in zip(names, runs, strict=True) if id(run) in in_arms]
     gauges = sections.gauge_values(arms)
     still = [name for name, values in gauges.items() if len(set(values)) == 1 or not any(run.cycles for run in runs)]
     return {
@@ -53,9 +55,8 @@ def context(runs: list[Run]) -> dict[str, Any]:
         "arms": sections.legend(arms),
         "over_seeds": any(len(arm.runs) > 1 for arm in arms),
         "title": summary.title(runs),
-        "about": summary.about(runs),
         "facts": summary.facts(runs),
-        "unfinished": summary.unfinished(runs, names),
+        "unfinished": [(name, run) for name, run in zip(names, runs, strict=True) if run.result is None],
         "counts": summary.counts(runs, arms),
         "verdict": next((run.verdict for run in runs if run.verdict is not None), None),
         "verdict_rows": summary.verdict_rows(runs, names, arms),
@@ -63,14 +64,14 @@ def context(runs: list[Run]) -> dict[str, Any]:
             "scores": sections.score_charts(arms),
             "runs": sections.run_charts(runs, names),
             "path": sections.path_charts(arms),
-            "training": sections.training_charts(runs, names, arms),
+            "training": sections.training_charts(named, arms),
             "gauges": sections.gauge_charts(arms, [name for name in gauges if name not in still]),
         },
         "tables": {
             "runs": tables.run_table(runs),
             "settings": tables.settings_table(runs),
             "scores": tables.score_table(arms),
-            "loss": tables.loss_table(list(zip(names, runs, strict=True))),
+            "loss": tables.loss_table(named),
             "gauges": tables.gauge_table(arms, list(gauges)),
         },
         "still": [f"{tables.gauge_name(name)} {number_text(gauges[name][0])}" for name in still],

@@ -157,7 +157,7 @@ def look(s: Series) -> Any:
 
 def draw_lines(axis: Axes, lines: Sequence[Series]) -> None:
     """Scores over cycles with their bands; base apart at the left, its level dashed across; invalid cycles hollow."""
-    for s in lines:
+    for place, s in enumerate(lines):
         colour, x = COLOURS[s.colour][0], [p.x for p in s.points]
         axis.fill_between(x, [p.low for p in s.points], [p.high for p in s.points], color=colour, alpha=0.16, linewidth=0)
         axis.plot(x, [p.y for p in s.points], **look(s))
@@ -165,7 +165,7 @@ def draw_lines(axis: Axes, lines: Sequence[Series]) -> None:
         hollow: Any = {"color": "white", "markeredgecolor": colour, "markeredgewidth": 1.5, "markersize": 7}
         axis.plot([p.x for p in invalid], [p.y for p in invalid], "o", **hollow)
         if s.base is not None:
-            at = s.base.x + 0.07 * s.number
+            at = s.base.x + (place - (len(lines) - 1) / 2) * min(0.07, 0.5 / len(lines))  # side by side
             axis.plot([at, at], [s.base.low, s.base.high], color=colour, linewidth=1.2, alpha=0.6)
             axis.plot([at], [s.base.y], "D", color=colour, markersize=4.5)
             axis.axhline(s.base.y, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.55)

@@ -1,4 +1,6 @@
-"""Which charts the sections of the page show: scores over cycles, each run, the path, training, gauges."""
+"""Which charts the page shows: scores over cycles, each run, the path, training, gauges. The text around them is in
+`templates/report.html`.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +59,10 @@ def path_charts(arms: list[Arm]) -> list[Chart]:
     return [Chart("path", "Trait against coherence", lines, x, y, SQUARE, path=True)]
 
 
-def training_charts(runs: list[Run], names: list[str], arms: list[Arm]) -> list[Chart]:
+def training_charts(named: list[tuple[str, Run]], arms: list[Arm]) -> list[Chart]:
     """Loss over the global step, a line a run, in the colour of its arm; and what else was logged."""
     arm_of = {id(run): number for number, arm in enumerate(arms) for run in arm.runs}
-    shown = [(name, run) for name, run in zip(names, runs, strict=True) if id(run) in arm_of and run.training]
+    shown = [(name, run) for name, run in named if run.training]
     starts = {tuple(rows[0]["train/global_step"] for _, rows in series.by_cycle(run)) for _, run in shown}
     dividers = [step - 0.5 for step in starts.pop()[1:]] if len(starts) == 1 else []
     colour = "ink" if len(arms) == 1 else ""

@@ -75,7 +75,7 @@ class Series:
 
     @property
     def dash(self) -> tuple[float, ...]:
-        return DASHES[self.number // len(NUMBERED) % len(DASHES)]
+        return () if self.own_colour else DASHES[self.number // len(NUMBERED) % len(DASHES)]
 
     @property
     def known(self) -> list[Point]:

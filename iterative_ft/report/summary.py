@@ -43,12 +43,6 @@ def distinct(values: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(map(str, values)))
 
 
-def about(runs: list[Run]) -> str:
-    """The persona, where there is only one."""
-    personas = [run.config["persona"] for run in runs]
-    return personas[0]["description"] if len({persona["name"] for persona in personas}) == 1 else ""
-
-
 def facts(runs: list[Run]) -> dict[str, str]:
     """What a reader asks first; where runs differ, all values."""
     configs = [run.config for run in runs]
@@ -68,17 +62,6 @@ def facts(runs: list[Run]) -> dict[str, str]:
         "questions × answers": distinct(f"{c['measure']['n_questions']} × {c['measure']['n_answers']}" for c in configs),
         "code": distinct(map(commit, runs)),
     }
-
-
-def unfinished(runs: list[Run], names: list[str]) -> list[str]:
-    """A line for each run without result.json: how far it got."""
-    lines = []
-    for run, name in zip(runs, names, strict=True):
-        if run.result is None:
-            n = run.config["n_cycles"]
-            done = f"measured up to cycle {run.cycles[-1]['cycle']} of {n}" if run.cycles else "no cycle measured yet"
-            lines.append(f"{name}: {done}")
-    return lines
 
 
 def counts(runs: list[Run], arms: list[Arm]) -> str:

@@ -1,1 +1,1 @@
-"""Statistics of scores: intervals, verdicts, what makes two runs replicates, and the simulation that the choices rest on."""
+"""Statistics of scores: intervals, verdicts, and what makes two runs replicates."""

@@ -71,7 +71,8 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 
-    from iterative_ft.training.trainers import TRAINERS, StepLog, score_completions_only
+    from iterative_ft.training.callbacks import StepLog
+    from iterative_ft.training.trainers import TRAINERS, score_completions_only
 
     quiet_transformers()
     method, out = job["method"], Path(job["out"])

@@ -1,6 +1,6 @@
 """Tables of the simulation, as docs/verdicts.md shows them.
 
-python -m iterative_ft.stats.simulate_tables [--repetitions 4000] [--table FILE]
+python -m tests.simulate_tables [--repetitions 4000] [--table FILE]
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import argparse
 import time
 from pathlib import Path
 
-from iterative_ft.stats.simulate import (
+from iterative_ft.stats.verdict import MARGIN
+from tests.simulate import (
     CANDIDATES,
     COVERAGE,
     ERROR,
@@ -26,7 +27,6 @@ from iterative_ft.stats.simulate import (
     several_cycles,
     simulate,
 )
-from iterative_ft.stats.verdict import MARGIN
 
 
 def tables(repetitions: int) -> str:
