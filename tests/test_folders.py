@@ -262,7 +262,9 @@ def test_b5_make_clean_leaves_runs_and_store_and_distclean_asks(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["append_jsonl", "write_json"])
-@pytest.mark.parametrize(("number", "word"), [(28, "disk full"), (30, "no leave to write"), (122, "disk full"), (5, "OSError")])
+@pytest.mark.parametrize(
+    ("number", "word"), [(28, "disk full"), (30, "read-only file system"), (122, "quota"), (5, "failed to read or write")]
+)
 def test_b7_a_disk_that_takes_no_more_records_is_one_line(
     name: str, number: int, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
