@@ -77,7 +77,7 @@ seed seed= =3 == +seed=3 ++=4 ~ ~~seed ~nothing ~seed=5 +=x --bogus -x --cfg --c
 job,x a b seed=1=2 seed==3 hydra=3 hydra.bogus=1 hydra.mode=MULTIRUN hydra.mode=x hydra.job.chdir=true
 hydra.job.chdir=x hydra.run.dir=null hydra.run.dir=[] hydra.run.dir='' hydra.run.dir=/dev/null
 hydra.run.dir=/proc/nope/x hydra/launcher=x hydra/sweeper=basic hydra.sweeper.max_batch_size=0
-hydra.sweep.dir=/dev/null/x hydra.run.dir=${nope} method@x=sft +method@x=sft n_sampled=1,2 method=sft,dpo
+hydra.run.dir=/dev/null/y hydra.run.dir=${nope} method@x=sft +method@x=sft n_sampled=1,2 method=sft,dpo
 seed=range(3) seed=choice(1,2) seed=sort(3,1) seed=shuffle(1,2) +sweep=smoke +sweep=x sweep=smoke --config-name=x
 --config-path=x --config-dir=/nope --experimental-rerun=x.pickle --info=x --shell-completion=x store=/dev/null/x
 store=/proc/nope persona.name=/../../evil persona.name=a/b persona.name= persona.name='.' model.name=../x
