@@ -88,11 +88,11 @@ def register_yaml() -> None:
 
     A file of --config-dir takes the place of the shipped option of the same group and name: Hydra alone would take the shipped.
     """
-    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+    from hydra._internal.core_plugins import file_config_source
     from hydra._internal.sources_registry import SourcesRegistry
     from hydra.core.plugins import Plugins
 
-    class Checked(FileConfigSource):
+    class FileConfigSource(file_config_source.FileConfigSource):  # Hydra, in a job's process, tells sources by their names
         def load_config(self, config_path: str) -> Any:
             from omegaconf.errors import OmegaConfBaseException
             from yaml import YAMLError
@@ -101,7 +101,7 @@ def register_yaml() -> None:
             if Path(self.path).resolve() == ROOT / "conf" and "/" in name:
                 own = next((folder for folder in OWN_FOLDERS if (Path(folder) / name).is_file()), None)
                 if own is not None:
-                    return Checked(self.provider, own).load_config(config_path)
+                    return FileConfigSource(self.provider, own).load_config(config_path)
             file = Path(self.path) / name
             if file.is_file():
                 check_yaml(file)
@@ -114,7 +114,7 @@ def register_yaml() -> None:
                 raise ConfigError(f"{file} cannot be read as settings ({first_line(error)}): {fix}") from error
 
     Plugins.instance()  # registers Hydra's own
-    SourcesRegistry.instance().types["file"] = Checked
+    SourcesRegistry.instance().types["file"] = FileConfigSource
 
 
 def register_launchers() -> None:
