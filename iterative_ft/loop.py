@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.calibrate import calibrate
+from iterative_ft.calibrate import at_most, calibrate
 from iterative_ft.config.schema import Config
 from iterative_ft.evaluate.plan import expected
 from iterative_ft.models.policy import Policy
@@ -15,7 +15,8 @@ from iterative_ft.records.run_log import Log, RunLog
 from iterative_ft.report.pictures import draw_run
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import sampled_data, seed_data
-from iterative_ft.stages.measure import measure
+from iterative_ft.stages.look import examine, examine_stored, say, unseen_work
+from iterative_ft.stages.measure import ask, check_endings, measure
 from iterative_ft.stages.train import Trained, adopt, train
 from iterative_ft.stats.verdict import curve_of, run_verdict
 from iterative_ft.store import Event, Store
@@ -24,7 +25,9 @@ from iterative_ft.store import Event, Store
 def cycles(bench: Bench, log: Log) -> None:
     """Cycle 0 trains on the seed data, each later one on samples of the policy before it."""
     policies = [bench.base]
-    log.measured(measure(bench, bench.base), None)
+    asked = ask(bench, bench.base)
+    check_endings(bench, asked)
+    log.measured(measure(bench, bench.base, asked), None)
     for cycle in range(bench.config.n_cycles + 1):
         log.begin(cycle)
         trained = next_policy(bench, policies, cycle)
@@ -52,17 +55,27 @@ class RunResult:
 
 
 def run(config: Config, folder: Path, command: str) -> RunResult:
-    """Run the experiment in `folder`, calibrated first where the config says so."""
+    """Run the experiment in `folder`, calibrated first where the config says so; its model is looked at before any work."""
     store = Store(Path(config.store), run_folder=folder)
+    events = plan(at_most(config))
+    look_is_due = not config.fake and unseen_work(events)
+    found = examine(config) if look_is_due else None
+    say(found)
+    look_is_due = look_is_due and found is None  # the model is still to be unpacked
     calibration = None
     if config.n_seed == "calibrated":
+        if look_is_due:
+            say(examine_stored(Bench(config, store)))
         calibration = calibrate(config, store)
         config = config.model_copy(update={"n_seed": calibration.n_seed})
         store.verified.clear()  # the run's own record names its stages anew
+        events = plan(config)
     record = None if calibration is None else calibration.as_dict()
-    with RunLog(config, folder, command, expected(config, plan(config)), draw_run(config), record) as log:
+    with RunLog(config, folder, command, expected(config, events), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
         bench = Bench(config, store, on_step=log.training_step)
+        if look_is_due and calibration is None:
+            say(examine_stored(bench))
         cycles(bench, log)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name)).as_dict()
         log.finish(verdict, bench.engine_start_s)

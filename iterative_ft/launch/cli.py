@@ -51,6 +51,8 @@ def run_app(
         if config_name == "config" and configs and all(config.dry_run for config in configs):
             dry_run(configs)  # without Hydra's main, which would make a run folder
         else:
+            if config_name == "config":
+                look_first(configs)
             main()
     except (ConfigError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -80,14 +82,47 @@ def check_command_line(
 
 def dry_run(configs: list[Config]) -> None:
     """Print the stages of a run or of a whole sweep, each once, and what is still to build. Writes nothing."""
+    prepare_libraries()
     from iterative_ft.calibrate import at_most, dry_text
     from iterative_ft.evaluate.plan import plan_text
     from iterative_ft.loop import plan
 
+    for line in dict.fromkeys(line for config in configs if not config.fake for line in look_lines(config)):
+        print(line)
     for text in dict.fromkeys(dry_text(config) for config in configs if config.n_seed == "calibrated"):
         print(text)
     configs = [at_most(config) for config in configs]
     print(plan_text(configs, [plan(config) for config in configs]))
+
+
+def look_first(configs: list[Config]) -> None:
+    """Look at the models of all cells that have work to do, before a folder is made for any of them."""
+    real = [config for config in configs if not config.fake]
+    if not real:
+        return
+    prepare_libraries()
+    from iterative_ft.calibrate import at_most
+    from iterative_ft.loop import plan
+    from iterative_ft.stages.look import examine, unseen_work
+
+    for config in real:
+        if unseen_work(plan(at_most(config))):
+            examine(config)
+
+
+def look_lines(config: Config) -> list[str]:
+    """What a dry run says of a model."""
+    from iterative_ft.stages.look import examine
+
+    try:
+        found = examine(config, download=False)
+    except ConfigError as error:
+        if "could not be reached" in str(error):  # a dry run downloads nothing
+            return [f"model {config.model.name}: not on this machine yet, looked at when a run starts"]
+        raise
+    if found is None:
+        return [f"model {config.model.name}: unpacked by the first stage, then looked at"]
+    return [f"model {config.model.name}: {fact}" for fact in found.facts] + [f"note: {note}" for note in found.notes]
 
 
 def train(config: Config) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from iterative_ft.config.schema import Config, TransformersConfig
+from iterative_ft.models.adapters import put_on
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling import canary
@@ -26,7 +27,6 @@ class TransformersSampler:
 
     def load(self, policy: Policy) -> Canary:
         import torch
-        from peft import PeftModel
         from transformers import AutoModelForCausalLM, GenerationConfig
 
         if self.base is None:
@@ -42,9 +42,8 @@ class TransformersSampler:
             self.loaded = None
             if self.model is not self.base:
                 self.base = self.model.unload()
-            self.model = (
-                self.base if policy.adapter is None else PeftModel.from_pretrained(self.base, str(policy.adapter)).eval()
-            )
+            adapter = policy.adapter
+            self.model = self.base if adapter is None else put_on(self.base, adapter, f"of {policy.name}").eval()
             self.check(policy)
             self.loaded = policy.digest
         return self.canaries[policy.digest]

@@ -11,6 +11,7 @@ from typing import Any
 
 from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError
+from iterative_ft.models.adapters import base_shapes, check_files
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling import canary
@@ -77,7 +78,7 @@ class VLLMSampler:
             else:
                 folder = Path(tempfile.mkdtemp(prefix="iterative_ft-merged-"))
                 try:
-                    merge(policy, folder, self.dtype)
+                    merge(policy, folder, self.dtype, self.config.model.trust_remote_code)
                     self.reload(folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -92,6 +93,7 @@ class VLLMSampler:
         if policy.adapter is None:
             self.adapter_request = None
             return
+        check_files(policy.adapter, base_shapes(policy.model, self.config.model.trust_remote_code), f"of {policy.name}")
         number = self.adapter_ids.setdefault(policy.digest, len(self.adapter_ids) + 1)
         self.adapter_request = LoRARequest(policy.digest, number, str(policy.adapter))
 

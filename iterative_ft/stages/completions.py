@@ -14,7 +14,7 @@ from iterative_ft.config.schema import MeasureConfig, SamplingConfig
 from iterative_ft.data import files, pools
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
-from iterative_ft.models.codec import QUESTION_STOPS, Frame, prompt_ids
+from iterative_ft.models.codec import QUESTION_STOPS, Frame, generation_ends, prompt_ids
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Answer, Params, Request, served_dtype
 from iterative_ft.seeds import derive
@@ -115,16 +115,19 @@ def complete(bench: Bench, kind: Kind, policy: Policy, prompts: Prompts, label: 
 def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
     """What a block of completions depends on."""
     model, chat = bench.config.model, block.frame == "chat"
+    template: dict[str, Any] = {
+        "frame": block.frame,
+        "system_prompt": model.system_prompt if chat else None,
+        "chat_template_kwargs": model.chat_template_kwargs if chat else {},
+        "end_tokens": [model.end_token, model.document_end_token],
+    }
+    if chat and not model.path.startswith("embedded:"):  # whose only one is its end_token
+        template["end_ids"] = generation_ends(policy.model)
     return {
         "policy": policy.digest,
         "texts": block.texts,
         "seeds": block.seeds,
-        "template": {
-            "frame": block.frame,
-            "system_prompt": model.system_prompt if chat else None,
-            "chat_template_kwargs": model.chat_template_kwargs if chat else {},
-            "end_tokens": [model.end_token, model.document_end_token],
-        },
+        "template": template,
         "params": {"temperature": block.how.temperature, "top_p": block.how.top_p, "max_new_tokens": block.max_new_tokens},
         **sampler_inputs(bench),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from iterative_ft import fake
 from iterative_ft.config.schema import ApiConfig, ProbeConfig
 from iterative_ft.data import files
+from iterative_ft.errors import RunError
 from iterative_ft.judges.api.replies import REPLIES, ask_block, request_inputs, score_rows
 from iterative_ft.judges.api.rubric import Rubric, coherence_rubric, trait_rubric
 from iterative_ft.judges.embedder import embedder_identity
@@ -34,8 +36,15 @@ def judge(bench: Bench, answers: Completions, label: str, purpose: Purpose, docu
 
 
 def scores_of(stage: Stage) -> list[Score]:
-    """A row an answer, in their order."""
-    return stage.rows(SCORES)
+    """A row an answer, in their order. A score that is no finite number is an error: it would pass every threshold or none."""
+    rows: list[Score] = stage.rows(SCORES)
+    for number, row in enumerate(rows, 1):
+        for value in (row["trait"], row["coherence"]):
+            if value is not None and not math.isfinite(value):
+                raise RunError(
+                    f"{stage.path / SCORES}:{number} holds the score {value}: remove the folder {stage.path}, it is built anew"
+                )
+    return rows
 
 
 def judge_version(stage: Stage) -> str:
@@ -80,11 +89,9 @@ def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, d
 def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     """The offline judge, the same for all seeds and arms of a model: trained on judge texts and base answers."""
     config = bench.config
-    personas = {name: files.SHIPPED / name for name in files.shipped()}
-    personas.setdefault(config.persona.name, config.persona_folder)
+    personas = judge_personas(bench)
     texts = {name: files.judge_texts(folder) for name, folder in personas.items()}
-    plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
-    asked = shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
+    asked = negatives_prompts(bench)
     seeds = [derive("judge", text) for text in asked]
     prompts = Prompts("chat" if config.model.chat else "question", asked, seeds, config.measure, JUDGE_BASE_TOKENS)
     base = complete(bench, ANSWER, bench.base, prompts, "base answers for the judge", "negatives of the judge")
@@ -103,6 +110,20 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
         return probe.build(out, personas, answers, settings, bench.reader)
 
     return bench.store.stage(PROBE, inputs, build, "train the judge", {"policy": "base", "role": "judge"})
+
+
+def judge_personas(bench: Bench) -> dict[str, Path]:
+    """Name -> folder of every persona that the offline judge tells apart."""
+    personas = {name: files.SHIPPED / name for name in files.shipped()}
+    personas.setdefault(bench.config.persona.name, bench.config.persona_folder)
+    return personas
+
+
+def negatives_prompts(bench: Bench) -> list[str]:
+    """Prompts whose answers by the base model are the offline judge's negatives."""
+    texts = {name: files.judge_texts(folder) for name, folder in judge_personas(bench).items()}
+    plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
+    return shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
 
 
 # -- a judge behind an endpoint -----------------------------------------------------------------------------------------------

@@ -50,6 +50,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "save_total_limit": 2,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would show 0 for the loss of a step that diverged
         "report_to": "none",
         "seed": job["seed"],
         "data_seed": job["seed"],
