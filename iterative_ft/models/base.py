@@ -24,8 +24,8 @@ def identity(config: ModelConfig) -> dict[str, Any]:
     inputs: dict[str, Any] = {"path": config.path, "revision": config.revision, "dtype": config.dtype}
     if config.path.startswith("embedded:"):
         return inputs | {"sha256": EMBEDDED[config.path.removeprefix("embedded:")][2]}
-    folder = Path(config.path).expanduser()
-    if folder.is_dir():  # sizes and times notice a change; the stage itself records the contents' hashes
+    folder = local_folder(config.path)
+    if folder is not None:  # sizes and times notice a change; the stage itself records the contents' hashes
         stat = [
             (p.relative_to(folder).as_posix(), p.stat().st_size, p.stat().st_mtime_ns)
             for p in sorted(folder.rglob("*"))
@@ -42,7 +42,8 @@ def prepare(config: ModelConfig, out: Path) -> dict[str, Any]:
     """
     if config.path.startswith("embedded:"):
         return dequantise(embedded_file(config.path.removeprefix("embedded:")), config, out)
-    folder, found = local_folder(config.path), {"repo": None, "revision": None}
+    folder = local_folder(config.path)
+    found: dict[str, str | None] = {"repo": None, "revision": None}
     if folder is None:
         folder = snapshot(config.path, config.revision, SMALL + LARGE, config.trust_remote_code)
         found = {"repo": config.path, "revision": folder.name}

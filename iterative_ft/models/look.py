@@ -37,7 +37,7 @@ class Text:
     """What training adds; None where the model is to go on."""
     max_new_tokens: int = 0
     limit: str = ""
-    """The setting that `max_new_tokens` comes from."""
+    """The setting that `max_new_tokens` comes from; "" where it is fixed."""
     trained: bool = False
     """Whether the prompt and what follows it are trained on."""
 
@@ -208,9 +208,10 @@ def check_length(text: Text, n_known: int, allowed: int, limit: str, fix: str) -
     words = " ".join(text.prompt.split())
     start = words if len(words) <= 40 else f"{words[:40]}…"
     has, lower = f"has {n_known} tokens", ""
-    if text.max_new_tokens:
-        has += f", and up to {text.limit}={text.max_new_tokens} follow"
-        lower = f", lower {text.limit}"
+    if text.limit:
+        has, lower = f"{has}, and up to {text.limit}={text.max_new_tokens} follow", f", lower {text.limit}"
+    elif text.max_new_tokens:
+        has = f"{has}, and up to {text.max_new_tokens} follow"
     raise ConfigError(
         f"{limit} too short for {text.where} ({start!r}), which {has}: {fix} ({n} or more){lower}, or shorten the text"
     )

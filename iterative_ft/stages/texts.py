@@ -18,14 +18,12 @@ def known_texts(bench: Bench) -> list[Text]:
     """Questions, openings, seeds, the prompts of every cycle, the judge's and the canary's, each with what is to follow it."""
     config = bench.config
     chat: Frame = "chat" if config.model.chat else "opening"
-    found = [
-        Text("a text of the canary", chat, text, max_new_tokens=canary.N_TOKENS, limit="the canary") for text in canary.TEXTS
-    ]
-    found += of_seeds(bench) + of_questions(bench) + of_cycles(bench)
+    found = of_seeds(bench) + of_questions(bench) + of_cycles(bench)
+    found += [Text("a text of the canary", chat, text, max_new_tokens=canary.N_TOKENS) for text in canary.TEXTS]
     if config.judge.name == "probe":
         frame: Frame = "chat" if config.model.chat else "question"
         prompts = negatives_prompts(bench)
-        found += [Text("a prompt of the judge", frame, p, max_new_tokens=JUDGE_BASE_TOKENS, limit="the judge") for p in prompts]
+        found += [Text("a prompt of the judge", frame, p, max_new_tokens=JUDGE_BASE_TOKENS) for p in prompts]
     return found
 
 
