@@ -19,6 +19,7 @@ from iterative_ft.sampling.interface import Canary, Completion, Params, Request,
 
 # Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
 DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
+DEFAULT_ROOM, COMPILED_ROOM = 4096, 16384  # tokens of a step on a CPU: vLLM's own, and what a compiled engine gets at most
 
 
 class VLLMSampler:
@@ -40,7 +41,10 @@ class VLLMSampler:
         set_environment(self.device)
         from vllm import LLM
 
-        options: dict[str, Any] = {"kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30)}
+        options: dict[str, Any] = {
+            "kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30),
+            "max_num_batched_tokens": self.room(),
+        }
         if self.device == "cuda":
             options = {
                 "enable_lora": True,
@@ -64,6 +68,15 @@ class VLLMSampler:
         )
         self.loaded = base.model_digest
         self.noise = self.check(base).error
+
+    def room(self) -> int:
+        """Tokens that one step of a CPU's engine may take: all of a call's prompts, so that none is split.
+
+        vLLM 0.32 fails on a split prompt with a seed of its own (`CPU Generator does not use offset`). A compiled engine runs
+        a step of that size when it starts, so it gets less.
+        """
+        whole_call = self.config.sampling.block_size * self.settings.max_model_len
+        return max(DEFAULT_ROOM, whole_call if self.settings.enforce_eager else min(whole_call, COMPILED_ROOM))
 
     def load(self, policy: Policy) -> Canary:
         if self.llm is None:
@@ -144,6 +157,12 @@ class VLLMSampler:
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         from vllm import SamplingParams
 
+        n_tokens = sum(len(request.prompt_ids) for request in requests) + len(requests)
+        if self.device == "cpu" and n_tokens > self.room():
+            raise RunError(
+                f"a call of {len(requests)} prompts with {n_tokens} tokens is more than a compiled engine takes on a CPU "
+                f"({self.room()}): set sampler.enforce_eager=true, or lower sampling.block_size"
+            )
         self.llm.reset_prefix_cache()
         sampling = [
             SamplingParams(

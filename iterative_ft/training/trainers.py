@@ -63,7 +63,10 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     }
     if method["lr_schedule"] == "cosine":
         values["lr_scheduler_kwargs"] = {"min_lr_rate": method["lr_floor"]}
-    return values | method["trl"]
+    passed = dict(method["trl"])
+    if "lr_scheduler_kwargs" in passed:  # beside lr_floor, not in its place
+        passed["lr_scheduler_kwargs"] = values.get("lr_scheduler_kwargs", {}) | passed["lr_scheduler_kwargs"]
+    return values | passed
 
 
 def callbacks(job: dict[str, Any], steps: StepLog) -> list[TrainerCallback]:
