@@ -12,6 +12,7 @@ from typing import Any
 from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError
 from iterative_ft.models.adapters import base_shapes, check_files
+from iterative_ft.models.codec import first_line
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling import canary
@@ -53,19 +54,26 @@ class VLLMSampler:
                 "tensor_parallel_size": self.settings.tensor_parallel_size,
                 "enable_sleep_mode": True,
             }
-        self.llm = LLM(
-            model=str(base.model),
-            dtype=self.dtype,
-            max_model_len=self.settings.max_model_len,
-            enforce_eager=self.settings.enforce_eager,
-            generation_config="vllm",
-            trust_remote_code=self.config.model.trust_remote_code,
-            seed=0,
-            max_logprobs=canary.TOP_K,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **options,
-        )
+        try:
+            self.llm = LLM(
+                model=str(base.model),
+                dtype=self.dtype,
+                max_model_len=self.settings.max_model_len,
+                enforce_eager=self.settings.enforce_eager,
+                generation_config="vllm",
+                trust_remote_code=self.config.model.trust_remote_code,
+                seed=0,
+                max_logprobs=canary.TOP_K,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+        ) as error:  # a limit it cannot serve, a model that it does not know, no memory
+            raise RunError(f"vLLM could not start for {self.config.model.name}: {first_line(error)}") from error
         self.loaded = base.model_digest
         self.noise = self.check(base).error
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from iterative_ft.config.schema import MeasureConfig, SamplingConfig
 from iterative_ft.data import files, pools
+from iterative_ft.errors import RunError
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import QUESTION_STOPS, Frame, generation_ends, prompt_ids
@@ -153,6 +154,12 @@ def write_block(out: Path, bench: Bench, policy: Policy, block: Prompts) -> dict
     requests = [
         Request(prompt_ids(codec, block.frame, text), seed) for text, seed in zip(block.texts, block.seeds, strict=True)
     ]
+    longest, allowed = max(len(r.prompt_ids) for r in requests) + block.max_new_tokens, bench.config.sampler.max_model_len
+    if longest > allowed and not bench.config.fake:  # an engine would cut the answer off and not say so
+        raise RunError(
+            f"sampler.max_model_len={allowed} is too short for a prompt that takes {longest} tokens with "
+            f"{block.max_new_tokens} new ones: set it to {longest} or more"
+        )
     params = Params(
         temperature=block.how.temperature,
         top_p=block.how.top_p,
