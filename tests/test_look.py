@@ -102,11 +102,15 @@ def fake_judge(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a6_each_family_runs_from_base_to_cycle_1(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
     model = eager_to_end(sound(tiny_models, tmp_path, family), family)
-    result = run(chat_config(model, tmp_path, "method.max_new_tokens=48", "judge=probe"), tmp_path / "run", "python train.py")
+    result = run(
+        chat_config(model, tmp_path, "method.max_new_tokens=48", "method.batch_size=2"), tmp_path / "run", "python train.py"
+    )
     assert [row["cycle"] for row in result.rows] == [-1, 0, 1]
     assert all(row["answers/stop_share"] >= 0.5 for row in result.rows)
     roles = read_json(tmp_path / "run" / "manifest.json")["roles"]
     assert [role["init"] for role in roles] == ["base", "base"]
+    shifts = [row["gauge/canary_shift"] for row in result.rows]
+    assert shifts[0] == 0 < min(shifts[1:])  # what is served after training is another policy
     trained = [r for r in (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()) if "train/loss" in r]
     assert len({row["train/loss"] for row in trained}) > 1
 
@@ -148,7 +152,7 @@ TWO_BOS = "{{ bos_token }}" + str(FAMILIES["gemma"].template)
         ("qwen3", None, "model.end_token='<none>'", r"model\.end_token=<none> is no token"),
         ("gemma", None, "model.system_prompt='Be brief.'", r"refuses a system role: set model\.system_prompt=null"),
         ("llama", WITHOUT_SYSTEM, "model.system_prompt='Be brief.'", "drops the system role"),
-        ("gpt2", None, "model.system_prompt=null", r"no chat template and model\.chat=true: set model\.chat=false and method=sdf"),
+        ("gpt2", None, "model.system_prompt=null", r"no chat template and model\.chat=true: set model\.chat=false and "),
         ("llama", CLOCKED, "model.system_prompt=null", r"today's date.*\+model\.chat_template_kwargs\.strftime_now="),
         ("llama", DICED, "model.system_prompt=null", "differently from call to call"),
         ("llama", ADDRESSED, "model.system_prompt=null", "today's date|differently from call to call"),
@@ -277,8 +281,8 @@ def test_d3_an_adapter_given_as_a_model_is_told_so(tiny_model: Path, tmp_path: P
 def command_line(model: Path | str, tmp_path: Path, *overrides: str) -> list[str]:
     return [
         str(ROOT / "train.py"), "model=custom", f"model.path={model}", "model.chat=true", *SMALL,
-        "sampler=transformers", "method=sft",
-        "method.max_new_tokens=48", f"store={tmp_path / 'store'}", f"hydra.run.dir={tmp_path / 'run'}", "device=cpu", *overrides,
+        "sampler=transformers", "method=sft", "method.max_new_tokens=48", "device=cpu", f"store={tmp_path / 'store'}",
+        f"hydra.run.dir={tmp_path / 'run'}", *overrides,
     ]  # fmt: skip
 
 

@@ -121,9 +121,8 @@ def adopt(bench: Bench, folder: Path) -> Trained:
     """Take an adapter that was trained elsewhere as policy[0]."""
     base, config, folder = bench.base, bench.config, folder.expanduser()
     digests = file_digests(folder)
-    if not config.fake:
-        model = None if bench.model.pending else base.model
-        check_adapter(folder, config.lora, f"in start_adapter={folder}", model, config.model.trust_remote_code)
+    if not config.fake and not bench.store.dry_run:  # before that the look at the model has done it
+        check_adapter(folder, config.lora, f"in start_adapter={folder}", base.model, config.model.trust_remote_code)
     policy = Policy("policy[0]", base.model, base.model_digest, folder, text_digest(digests))
     return Trained(policy, None, None, {"cycle": 0, "init": "start_adapter", "reference": "none", "data": str(folder)})
 
