@@ -48,7 +48,7 @@ def read_config(adapter: Path, why: str) -> dict[str, Any]:
         raise RunError(f"the adapter {why} has a damaged {CONFIG}: save it again with PEFT") from error
     if not isinstance(saved, dict) or saved.get("peft_type") != "LORA":
         kind = saved.get("peft_type") if isinstance(saved, dict) else None
-        raise RunError(f"the adapter {why} is of the kind {kind!r}: only LORA can be trained and served here")
+        raise RunError(f"the adapter {why} is of the kind {short(repr(kind))}: only LORA can be trained and served here")
     wrong = config_fault(saved)
     if wrong is not None:
         raise RunError(f"the adapter {why} {wrong}")
@@ -62,22 +62,29 @@ def config_fault(saved: dict[str, Any]) -> str | None:
     for key in ("r", "lora_alpha"):
         value = saved.get(key)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            return f"has {key}={value!r} where a whole number of 1 or more is needed"
+            return f"has {key}={short(repr(value))} where a whole number of 1 or more is needed"
     targets = saved.get("target_modules")
     listed = isinstance(targets, list) and targets and all(isinstance(t, str) for t in targets)
     if not listed and not isinstance(targets, str):
-        return f"has target_modules={targets!r} where names of modules are needed"
+        return f"has target_modules={short(repr(targets))} where names of modules are needed"
     changed = sorted({"embed_tokens", "lm_head", "wte"} & {*names(targets), *names(saved.get("modules_to_save"))})
     if changed:
         return f"changes {changed}: adapters stay off embeddings and output head"
-    if saved.get("init_lora_weights") not in PLAIN_STARTS:
-        return f"was started by init_lora_weights={saved['init_lora_weights']!r}, which changes the base too: convert it"
+    start = saved.get("init_lora_weights")
+    if start not in PLAIN_STARTS:
+        return f"was started by init_lora_weights={short(repr(start))}, which changes the base too: convert it"
     if saved.get("bias", "none") != "none":
-        return f"trains biases (bias={saved['bias']!r}): only plain LoRA can be trained and served here"
+        return f"trains biases (bias={short(repr(saved['bias']))}): only plain LoRA can be trained and served here"
     for key, value in saved.items():
         if key not in FREE | JUDGED and value:
-            return f"sets {key}={value!r}: only plain LoRA can be trained and served here"
-    return f"saves whole modules ({saved['modules_to_save']})" if saved.get("modules_to_save") else None
+            return f"sets {short(key)}={short(repr(value))}: only plain LoRA can be trained and served here"
+    return f"saves whole modules ({short(saved['modules_to_save'])})" if saved.get("modules_to_save") else None
+
+
+def short(value: Any) -> str:
+    """A value or name from somebody's file, for a message: one line, and not a long one."""
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def names(value: Any) -> list[str]:
@@ -102,9 +109,7 @@ def check_files(adapter: Path, shapes: Shapes | None, why: str) -> dict[str, Any
     if wrong is not None:
         raise RunError(f"the adapter {why} does not fit the base model: {wrong}")
     if broken is not None:
-        raise RunError(
-            f"the adapter {why} holds values that are not finite ({broken}): its training diverged, nothing can be told from it"
-        )
+        raise RunError(f"the adapter {why} holds values that are not finite ({short(broken)}): its training diverged")
     return saved
 
 
@@ -117,11 +122,12 @@ def shape_fault(tensors: Mapping[str, Tensor], saved: dict[str, Any], shapes: Sh
             wanted |= {f"{PREFIX}{module}.lora_A.weight": (rank, n_in), f"{PREFIX}{module}.lora_B.weight": (n_out, rank)}
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     if not wanted:
-        return f"the base has no linear layer named {targets}"
+        return f"the base has no linear layer named {short(targets)}"
     for found, what in ((missing, "lacks"), (extra, "has")):
         if found:
             others = f" and {len(found) - 1} more" if len(found) > 1 else ""
-            return f"it {what} {found[0].removeprefix(PREFIX)}{others}{'' if what == 'lacks' else ', which has no place there'}"
+            others += "" if what == "lacks" else ", which has no place there"
+            return f"it {what} {short(found[0].removeprefix(PREFIX))}{others}"
     for name, shape in sorted(wanted.items()):
         if tensors[name].shape != shape:
             return f"{name.removeprefix(PREFIX)} has the shape {list(tensors[name].shape)} where {list(shape)} is needed"
@@ -147,7 +153,9 @@ def check_adapter(adapter: Path, lora: LoraConfig, why: str, model: Path | None,
     else:
         same = isinstance(targets, list) and set(targets) == set(lora.targets)
     if not same:
-        raise RunError(f"lora.targets={lora.targets} differ from {targets} of the adapter {why}: set lora.targets to those")
+        raise RunError(
+            f"lora.targets={lora.targets} differ from {short(targets)} of the adapter {why}: set lora.targets to those"
+        )
     check_files(adapter, shapes, why)
 
 

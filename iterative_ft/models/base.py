@@ -147,3 +147,33 @@ def changed(folder: Path, recorded: dict[str, str]) -> str | None:
         if not same:
             return name
     return None
+
+
+def load(folder: Path | str, dtype: Any, trust_remote_code: bool) -> Any:
+    """The network of a checkpoint. Weights that it lacks are an error here: transformers fills them at random and warns.
+
+    Args:
+        dtype: torch's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    quiet_transformers()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    except Exception as error:  # whatever the libraries raise on files that do not belong together
+        raise RunError(f"the base model in {folder} cannot be loaded: {first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise RunError(
+            f"the base model in {folder} lacks {len(missing)} weight(s) that its config asks for ({missing[0]}): they would be "
+            "filled at random; download or save it again"
+        )
+    return model
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, in a line."""
+    text = " ".join(str(error).split())
+    return text[:160] or type(error).__name__

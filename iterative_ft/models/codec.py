@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from iterative_ft.config.schema import ModelConfig
 from iterative_ft.errors import RunError
+from iterative_ft.models.base import first_line
 
 CLOCK = "strftime_now"  # what transformers calls the function that a template asks for the date
 
@@ -92,19 +93,25 @@ class TokenizerCodec:
             ) from error
 
     def answer(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.answer_end]
+        return [*self.encode(text, add_special_tokens=False), self.answer_end]
 
     def document_prefix(self, title: str) -> list[int]:
         return self.raw(f"{title}\n\n")
 
     def document_body(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.document_end]
+        return [*self.encode(text, add_special_tokens=False), self.document_end]
 
     def raw(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text).input_ids)
+        ids = self.encode(text, add_special_tokens=True)
         while ids and ids[-1] in (self.tokenizer.eos_token_id, self.document_end):
             ids.pop()  # some tokenizers close every text
         return ids
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
+        except Exception as error:  # of tokenizers whose files do not belong together
+            raise RunError(f"the tokenizer of model.path={self.config.path} fails on a text: {first_line(error)}") from error
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
@@ -126,12 +133,6 @@ def generation_ends(folder: Path) -> list[int]:
         return []
     found = named if isinstance(named, list) else [named]
     return [number for number in found if isinstance(number, int) and not isinstance(number, bool) and number >= 0]
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says, in a line."""
-    text = " ".join(str(error).split())
-    return text[:160] or type(error).__name__
 
 
 Frame = Literal["chat", "document", "question", "opening"]

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.errors import RunError
-from iterative_ft.machine.libraries import quiet_transformers
 from iterative_ft.machine.process import run_isolated
 from iterative_ft.models.adapters import put_on
+from iterative_ft.models.base import load
 
 STATE_TOKENS = 64  # of each text, for the states; an answer of the embedded model has about that many
 DEPTHS = (1 / 2, 2 / 3)  # layers whose states are kept, as shares of all layers
@@ -100,13 +100,9 @@ def reference(model: str, device: str, trust_remote_code: bool) -> Any:
     """The base model in float32, kept by this process."""
     if model not in KEPT:
         import torch
-        from transformers import AutoModelForCausalLM
 
-        quiet_transformers()
         KEPT.clear()
-        KEPT[model] = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code).to(
-            device
-        )
+        KEPT[model] = load(model, torch.float32, trust_remote_code).to(device)
     return KEPT[model]
 
 

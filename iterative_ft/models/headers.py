@@ -58,9 +58,9 @@ def header(file: Path) -> dict[str, Tensor]:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise HeaderError(f"{file.name} is no safetensors file: its header is damaged") from error
-    last = max((t.end for t in tensors.values()), default=0)
-    if last > size:
-        raise HeaderError(f"{file.name} is cut off: {size} bytes of {last}")
+    last = max((t.end for t in tensors.values()), default=8 + n)
+    if last != size:
+        raise HeaderError(f"{file.name} is {'cut off' if size < last else 'too long'}: {size} bytes in place of {last}")
     return tensors
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iterative_ft.machine.files import text_digest
-from iterative_ft.machine.libraries import quiet_transformers
 from iterative_ft.models.adapters import put_on
+from iterative_ft.models.base import load
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,9 @@ class Policy:
 def merge(policy: Policy, out: Path, dtype: str, trust_remote_code: bool = False) -> None:
     """Write `policy` as one checkpoint: the pristine base in float32 plus its adapter, rounded to `dtype` at the end."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     assert policy.adapter is not None
-    quiet_transformers()
-    base = AutoModelForCausalLM.from_pretrained(policy.model, dtype=torch.float32, trust_remote_code=trust_remote_code)
+    base = load(policy.model, torch.float32, trust_remote_code)
     merged = put_on(base, policy.adapter, f"of {policy.name}").merge_and_unload()
     merged.to(getattr(torch, dtype)).save_pretrained(out)
     for file in policy.model.glob("*token*"):

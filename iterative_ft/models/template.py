@@ -138,5 +138,4 @@ def end_of_turn(model: ModelConfig, codec: TokenizerCodec) -> int | None:
         )
     rest = text[text.rindex(ANSWERED) + len(ANSWERED) :]
     added = set(codec.tokenizer.added_tokens_decoder) | set(codec.tokenizer.all_special_ids)
-    ids: list[int] = codec.tokenizer(rest, add_special_tokens=False).input_ids
-    return next((number for number in ids if number in added), None)
+    return next((number for number in codec.encode(rest, add_special_tokens=False) if number in added), None)

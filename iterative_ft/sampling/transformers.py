@@ -6,6 +6,7 @@ from typing import Any
 
 from iterative_ft.config.schema import Config, TransformersConfig
 from iterative_ft.models.adapters import put_on
+from iterative_ft.models.base import load
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling import canary
@@ -27,12 +28,11 @@ class TransformersSampler:
 
     def load(self, policy: Policy) -> Canary:
         import torch
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         if self.base is None:
-            self.base = AutoModelForCausalLM.from_pretrained(
-                policy.model, dtype=getattr(torch, self.dtype), trust_remote_code=self.config.model.trust_remote_code
-            ).to(self.device)
+            base = load(policy.model, getattr(torch, self.dtype), self.config.model.trust_remote_code)
+            self.base = base.to(self.device)
             # A model's own may penalise repetition; vLLM does not read it either.
             self.base.generation_config = GenerationConfig()
             self.model = self.base.eval()

@@ -12,7 +12,7 @@ from typing import Any
 from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError
 from iterative_ft.models.adapters import base_shapes, check_files
-from iterative_ft.models.codec import first_line
+from iterative_ft.models.base import first_line
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling import canary

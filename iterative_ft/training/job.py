@@ -20,6 +20,7 @@ from iterative_ft.machine.files import read_jsonl
 from iterative_ft.machine.libraries import quiet_transformers
 from iterative_ft.machine.process import run_isolated
 from iterative_ft.models.adapters import put_on
+from iterative_ft.models.base import load
 from iterative_ft.training.diverged import diverged
 from iterative_ft.training.examples import Example, TextExample, n_tokens
 
@@ -80,7 +81,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from transformers import AutoTokenizer, PrinterCallback, set_seed
 
     from iterative_ft.training.callbacks import StepLog
     from iterative_ft.training.trainers import TRAINERS, score_completions_only
@@ -91,9 +92,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=job["trust_remote_code"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, so any token will do
-    base = AutoModelForCausalLM.from_pretrained(
-        job["model"], dtype=getattr(torch, job["dtype"]), trust_remote_code=job["trust_remote_code"]
-    )
+    base = load(job["model"], getattr(torch, job["dtype"]), job["trust_remote_code"])
     if job["init_adapter"] is None:
         lora = job["lora"]
         model = get_peft_model(
