@@ -299,7 +299,7 @@ def test_a_checkpoint_with_a_weight_renamed_or_missing_fails(
     before = engine.sample(pool_requests(engine, 4), engine_params(engine))
     name = "model.layers.1.mlp.down_proj.weight"
 
-    def broken(policy: Policy, out: Path, dtype: str) -> None:
+    def broken(policy: Policy, out: Path, dtype: str, trust_remote_code: bool) -> None:
         merge(policy, tmp_path / "whole", dtype)
         rename_weight(tmp_path / "whole", out, name, None if how == "missing" else name.replace("down_proj", "downward_proj"))
 
