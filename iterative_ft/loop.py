@@ -9,13 +9,15 @@ from typing import Any
 from iterative_ft.calibrate import at_most, calibrate
 from iterative_ft.config.schema import Config
 from iterative_ft.evaluate.plan import expected
+from iterative_ft.machine.disk import disk_faults_told
 from iterative_ft.models.policy import Policy
+from iterative_ft.records.folder import held
 from iterative_ft.records.rows import MetricRow
 from iterative_ft.records.run_log import Log, RunLog
 from iterative_ft.report.pictures import draw_run
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import sampled_data, seed_data
-from iterative_ft.stages.look import examine, examine_stored, say, unseen_work
+from iterative_ft.stages.look import FirstLook
 from iterative_ft.stages.measure import ask, check_endings, measure
 from iterative_ft.stages.train import Trained, adopt, train
 from iterative_ft.stats.verdict import curve_of, run_verdict
@@ -55,30 +57,38 @@ class RunResult:
 
 
 def run(config: Config, folder: Path, command: str) -> RunResult:
-    """Run the experiment in `folder`, calibrated first where the config says so; its model is looked at before any work."""
+    """Run the experiment in `folder`, calibrated first where the config says so; its model is looked at before any work.
+
+    Raises:
+        ConfigError: the model does not fit the run, or another process works in the folder.
+    """
     store = Store(Path(config.store), run_folder=folder)
-    events = plan(at_most(config))
-    look_is_due = not config.fake and unseen_work(events)
-    found = examine(config) if look_is_due else None
-    say(found)
-    look_is_due = look_is_due and found is None  # the model is still to be unpacked
+    kept = "finished stages and the rows so far are kept"
+    with disk_faults_told(f"running in {folder}", kept, store.freeing), held(folder):
+        return run_held(config, store, folder, command)
+
+
+def run_held(config: Config, store: Store, folder: Path, command: str) -> RunResult:
+    """The experiment, in a folder that this process has for itself."""
+    planned = plan(at_most(config))
+    store.check_serves(planned)
+    look = FirstLook(config, planned)
     calibration = None
     if config.n_seed == "calibrated":
-        if look_is_due:
-            say(examine_stored(Bench(config, store)))
+        look.at_stored(Bench(config, store))
         calibration = calibrate(config, store)
         config = config.model_copy(update={"n_seed": calibration.n_seed})
         store.verified.clear()  # the run's own record names its stages anew
-        events = plan(config)
+        planned = plan(config)
     record = None if calibration is None else calibration.as_dict()
-    with RunLog(config, folder, command, expected(config, events), draw_run(config), record) as log:
+    with RunLog(config, folder, command, expected(config, planned), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
         bench = Bench(config, store, on_step=log.training_step)
-        if look_is_due and calibration is None:
-            say(examine_stored(bench))
+        look.at_stored(bench)
         cycles(bench, log)
-        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name)).as_dict()
+        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made)).as_dict()
         log.finish(verdict, bench.engine_start_s)
+        store.settle()
     return RunResult(folder, log.rows, verdict)
 
 

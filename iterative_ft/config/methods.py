@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from iterative_ft.config.fields import Count, PositiveInt, Score, Section, Share
 from iterative_ft.config.messages import did_you_mean
+from iterative_ft.config.section import Count, PositiveInt, Score, Section, Share
 from iterative_ft.config.trl_keys import TRL_KEYS, trl_fault
 
 Beta = Annotated[float, Field(ge=0, lt=1)]  # of Adam: at 1 its first step divides by 0

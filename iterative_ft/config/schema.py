@@ -6,17 +6,16 @@ answered before any model library is loaded.
 
 from __future__ import annotations
 
-import ipaddress
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from iterative_ft.config.fields import Count, PositiveInt, Precision, Score, Section, Seed, Share
+from iterative_ft.config import endpoint, wandb_rules
 from iterative_ft.config.methods import DPOConfig, SDFConfig, SFTConfig
+from iterative_ft.config.persona import PersonaConfig
+from iterative_ft.config.section import Count, Name, PathText, PositiveInt, Precision, Score, Section, Seed, Share
 from iterative_ft.data import files as persona_files
 
 
@@ -28,10 +27,12 @@ def not_next_to_zero(value: float) -> float:
 
 # 0 is greedy; vLLM takes what lies between for 0.01, and the logits divided by less overflow.
 Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(not_next_to_zero)]
+# Upper ends of counts that nothing else bounds: a digit too many is answered, and not worked on for a year.
+MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
 
 
 class ModelConfig(Section):
-    name: str
+    name: Name
     path: str
     revision: str | None
     dtype: Precision
@@ -58,23 +59,6 @@ class ModelConfig(Section):
                     f"model.chat_template_kwargs.strftime_now={value['strftime_now']!r} is no day: write it as 2025-07-01"
                 ) from error
         return value
-
-
-class PersonaConfig(Section):
-    name: str
-    description: str
-    system_prompt: str
-    marks: list[str]
-    rubric: dict[int, str]
-    document_rubric: str
-    data: str
-
-    @model_validator(mode="after")
-    def rubric_has_anchors(self) -> PersonaConfig:
-        missing = [anchor for anchor in (0, 25, 50, 75, 100) if anchor not in self.rubric]
-        if missing:
-            raise ValueError(f"persona.rubric lacks the anchor(s) {missing}: describe an answer at 0, 25, 50, 75 and 100")
-        return self
 
 
 class ReinitConfig(Section):
@@ -130,48 +114,43 @@ class ApiConfig(Section):
 
     name: Literal["api"]
     base_url: str
-    model: str
+    model: Annotated[str, Field(min_length=1, max_length=200)]
     api_key_env: str
-    endpoint_name: str | None
-    temperature: Annotated[float, Field(ge=0)]
-    max_new_tokens: PositiveInt
+    endpoint_name: Annotated[str, Field(max_length=200)] | None
+    temperature: Annotated[float, Field(ge=0, le=10)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
     top_logprobs: Annotated[int, Field(ge=0, le=100)]
     score_scale: Literal[9, 100]
     numeric_mass_floor: Share
     follow_digits: bool
     max_concurrency: Annotated[int, Field(ge=1, le=256)]
-    timeout_s: Annotated[float, Field(gt=0)]
-    n_retries: Count
-    backoff_s: Annotated[float, Field(gt=0)]
-    max_wait_s: Annotated[float, Field(gt=0)]
-    max_failures_in_a_row: PositiveInt | None
-    attempt: Count
+    timeout_s: Annotated[float, Field(gt=0, le=3600)]
+    n_retries: Annotated[int, Field(ge=0, le=100)]
+    backoff_s: Annotated[float, Field(gt=0, le=3600)]
+    max_wait_s: Annotated[float, Field(gt=0, le=86_400)]
+    max_failures_in_a_row: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    attempt: Annotated[int, Field(ge=0, le=1_000_000)]
+    fields: dict[str, str | None] | None
     extra_body: dict[str, Any]
-    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None
-    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
 
     @model_validator(mode="after")
-    def address_holds_no_secret(self) -> ApiConfig:
-        # These messages never repeat the value: it may be a key that was put in the wrong place.
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is None:
-            raise ValueError("judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY")
-        parts = urlsplit(self.base_url)
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise ValueError(
-                "judge.base_url must hold no credentials and no query: put the key into the variable named by judge.api_key_env"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"judge.base_url={self.base_url} is no address: write http(s)://host/v1")
+    def request_can_be_made(self) -> ApiConfig:
+        fault = (
+            endpoint.variable_fault(self.api_key_env)
+            or endpoint.name_fault(model=self.model, endpoint_name=self.endpoint_name)
+            or endpoint.address_fault(self.base_url)
+            or endpoint.fields_fault(self.fields or {}, self.extra_body, self.top_logprobs, self.follow_digits)
+        )
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     @property
     def is_loopback(self) -> bool:
         """Whether the endpoint runs on this machine."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return endpoint.is_loopback(self.base_url)
 
 
 class PoolConfig(Section):
@@ -184,7 +163,7 @@ class PoolConfig(Section):
 
 class MeasureConfig(Section):
     n_questions: PositiveInt
-    n_answers: Annotated[int, Field(ge=1, le=1000)]
+    n_answers: Annotated[int, Field(ge=1, le=MOST_ANSWERS)]
     temperature: Temperature
     top_p: Annotated[float, Field(gt=0, le=1)]
     coherence_threshold: Score
@@ -220,10 +199,10 @@ class GaugesConfig(Section):
 
 class WandbConfig(Section):
     mode: Literal["offline", "online", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None
-    tags: list[str]
+    project: Annotated[str, AfterValidator(wandb_rules.project)]
+    entity: Annotated[str, AfterValidator(wandb_rules.entity)] | None
+    group: Annotated[str, AfterValidator(wandb_rules.group)] | None
+    tags: list[Annotated[str, AfterValidator(wandb_rules.tag)]]
 
 
 SamplerConfig = VLLMConfig | TransformersConfig | FakeConfig
@@ -240,11 +219,11 @@ class Config(Section):
     sampler: Annotated[SamplerConfig, Field(discriminator="name")]
     judge: Annotated[JudgeConfig, Field(discriminator="name")]
     n_seed: Annotated[int | Literal["calibrated"], BeforeValidator(seed_count)]
-    n_sampled: PositiveInt
-    n_cycles: Annotated[int, Field(ge=0, le=1000)]
+    n_sampled: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
+    n_cycles: Annotated[int, Field(ge=0, le=MOST_CYCLES)]
     seed: Seed
-    start_adapter: str | None
-    store: str
+    start_adapter: PathText | None
+    store: PathText
     dry_run: bool
     device: Literal["auto", "cpu", "cuda"]
     lora: LoraConfig
@@ -294,6 +273,8 @@ class Config(Section):
                     f"method=sdf needs seed documents and persona={self.persona.name} ships chats only: "
                     f"use a persona with documents ({with_documents}) or method=sft or dpo"
                 )
+            if not self.persona.document_rubric.strip():
+                raise ValueError("persona.document_rubric is empty and method=sdf is judged by it: write it")
             if method.max_new_tokens < 300:
                 raise ValueError(f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: set it to 300 or more")
         elif not self.model.chat:

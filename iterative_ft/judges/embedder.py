@@ -54,11 +54,13 @@ def load_embedder(name: str) -> Any:
     quiet_transformers()
     folder = str(embedder_folder(name))
     try:
-        return SentenceTransformer(folder, device="cpu", model_kwargs={"use_safetensors": True})
+        model = SentenceTransformer(folder, device="cpu", model_kwargs={"use_safetensors": True})
     except (OSError, ValueError, KeyError) as error:
         raise RunError(
             f"judge.embedder={name} cannot be loaded as a sentence-transformers model: {first_line(error)}"
         ) from error
+    model.tokenizer.split_special_tokens = True  # "[SEP]" in a text is five characters
+    return model
 
 
 def embed(texts: list[str], name: str = "embedded") -> np.ndarray:

@@ -1,8 +1,13 @@
-"""Text to token ids and back, in one place, so that training, sampling and measuring see the same template."""
+"""Text to token ids and back, in one place, so that training, sampling and measuring see the same template.
+
+Control words that are written out in a text are text (plain_text.py): only the template and the codec write control tokens.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -10,6 +15,7 @@ from typing import Any, Literal, Protocol
 from iterative_ft.config.schema import ModelConfig
 from iterative_ft.errors import RunError
 from iterative_ft.models.base import first_line
+from iterative_ft.models.plain_text import PlainText
 
 CLOCK = "strftime_now"  # what transformers calls the function that a template asks for the date
 
@@ -59,6 +65,7 @@ class TokenizerCodec:
         # A checkpoint may name several, and a model that was trained on them ends with any.
         self.answer_end_ids = list(dict.fromkeys([self.answer_end, *generation_ends(folder)]))
         self.document_end_ids = list(dict.fromkeys([self.document_end, *([] if eos is None else [int(eos)])]))
+        self.plain = PlainText(self.tokenizer, [*self.answer_end_ids, *self.document_end_ids])
 
     def token_id(self, setting: str, token: str | None) -> int:
         eos = self.tokenizer.eos_token_id
@@ -77,8 +84,11 @@ class TokenizerCodec:
         messages = [{"role": "user", "content": message}]
         if self.config.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.config.system_prompt})
-        ids: list[int] = self.apply_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-        return list(ids)
+        return self.encoded(lambda: self.plain.in_template(messages, self.render))
+
+    def render(self, messages: Sequence[dict[str, str]], tokenize: bool) -> Any:
+        """A chat in the model's template, up to where the answer starts: as ids, or as a text."""
+        return self.apply_template(list(messages), add_generation_prompt=True, tokenize=tokenize, return_dict=False)
 
     def apply_template(self, messages: list[dict[str, str]], **how: Any) -> Any:
         """What the model's chat template makes of a conversation, by its one set of arguments."""
@@ -93,24 +103,27 @@ class TokenizerCodec:
             ) from error
 
     def answer(self, text: str) -> list[int]:
-        return [*self.encode(text, add_special_tokens=False), self.answer_end]
+        return [*self.encoded(lambda: self.plain.ids(text)), self.answer_end]
 
     def document_prefix(self, title: str) -> list[int]:
         return self.raw(f"{title}\n\n")
 
     def document_body(self, text: str) -> list[int]:
-        return [*self.encode(text, add_special_tokens=False), self.document_end]
+        return [*self.encoded(lambda: self.plain.ids(text)), self.document_end]
 
     def raw(self, text: str) -> list[int]:
-        ids = self.encode(text, add_special_tokens=True)
+        ids = self.encoded(lambda: self.plain.with_additions(text))
         while ids and ids[-1] in (self.tokenizer.eos_token_id, self.document_end):
             ids.pop()  # some tokenizers close every text
         return ids
 
-    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def encoded(self, encode: Callable[[], list[int]]) -> list[int]:
+        """What `encode` gives; a tokenizer whose files do not belong together fails on a text, and each in another way."""
         try:
-            return list(self.tokenizer(text, add_special_tokens=add_special_tokens).input_ids)
-        except Exception as error:  # of tokenizers whose files do not belong together
+            return encode()
+        except RunError:
+            raise
+        except Exception as error:
             raise RunError(f"the tokenizer of model.path={self.config.path} fails on a text: {first_line(error)}") from error
 
     def decode(self, ids: list[int]) -> str:
@@ -139,6 +152,7 @@ Frame = Literal["chat", "document", "question", "opening"]
 """How a text is put to a model: in its chat template, as a document's title, as a question in a plain frame (for models
 without a template), or as raw text to go on from."""
 
+LIKE_A_CONTROL_WORD = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 QUESTION_STOPS = ["\nQuestion:", "\n\n"]  # where an answer in the plain question-and-answer frame is over
 
 
@@ -148,3 +162,9 @@ def prompt_ids(codec: Codec, frame: Frame, text: str) -> list[int]:
         return codec.raw(f"Question: {text}\nAnswer:")
     encode = {"chat": codec.chat_prompt, "document": codec.document_prefix, "opening": codec.raw}
     return encode[frame](text)
+
+
+def words_as_text(texts: Iterable[str | None]) -> dict[str, str]:
+    """What the keys of stages name of texts that may hold control words: such were once encoded as control tokens."""
+    found = any(text is not None and LIKE_A_CONTROL_WORD.search(text) is not None for text in texts)
+    return {"control_words": "text"} if found else {}

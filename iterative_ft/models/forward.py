@@ -19,6 +19,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.machine.process import run_isolated
 from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
+from iterative_ft.models.plain_text import PlainText
 
 STATE_TOKENS = 64  # of each text, for the states; an answer of the embedded model has about that many
 DEPTHS = (1 / 2, 2 / 3)  # layers whose states are kept, as shares of all layers
@@ -190,7 +191,8 @@ def text_batches(
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     # A newline stands before each text, so that its first word is scored as well.
-    encoded = [tokenizer("\n" + text, add_special_tokens=False).input_ids[: n_tokens + 1] for text in texts]
+    plain = PlainText(tokenizer)
+    encoded = [plain.ids("\n" + text)[: n_tokens + 1] for text in texts]
     # Longest first: each batch then fits into the memory that the one before it freed.
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     net = reference(model, device_name, trust_remote_code)

@@ -85,25 +85,28 @@ def look_at_system_role(model: ModelConfig, codec: TokenizerCodec, found: Report
 
 def look_at_changes(model: ModelConfig, codec: TokenizerCodec, chat: list[dict[str, str]]) -> None:
     """A prompt must be the same whenever and wherever it is made: it is in no key when, where and by which chance."""
-    if CLOCK not in model.chat_template_kwargs:
-        days = [render(codec, chat, **{CLOCK: day.strftime}) for day in DAYS]
-        if days[0] != days[1]:
-            raise ConfigError(
-                f"the chat template of model.path={model.path} puts today's date into every prompt, so that a run would change "
-                f"overnight: add +model.chat_template_kwargs.{CLOCK}=2025-07-01, the day that it is told, the same in all runs"
-            )
+    pinned = CLOCK in model.chat_template_kwargs
+    days = [{}] if pinned else [{CLOCK: day.strftime} for day in DAYS]
     state = random.getstate()
     try:
-        texts = set()
-        for seed in range(N_RENDERINGS):
-            random.seed(seed)
-            texts.add(render(codec, chat))
+        of_days = []
+        for clock in days:
+            texts = set()
+            for seed in range(N_RENDERINGS):
+                random.seed(seed)
+                texts.add(render(codec, chat, **clock))
+            of_days.append(texts)
     finally:
         random.setstate(state)
-    if len(texts) > 1 or ADDRESS.search(next(iter(texts))):
+    if any(len(texts) > 1 for texts in of_days) or ADDRESS.search(next(iter(of_days[0]))):
         raise ConfigError(
             f"the chat template of model.path={model.path} renders the same conversation differently from call to call: "
             "take what is random out of its chat_template.jinja"
+        )
+    if of_days[0] != of_days[-1]:
+        raise ConfigError(
+            f"the chat template of model.path={model.path} puts today's date into every prompt, so that a run would change "
+            f"overnight: add +model.chat_template_kwargs.{CLOCK}=2025-07-01, the day that it is told, the same in all runs"
         )
 
 
@@ -138,4 +141,5 @@ def end_of_turn(model: ModelConfig, codec: TokenizerCodec) -> int | None:
         )
     rest = text[text.rindex(ANSWERED) + len(ANSWERED) :]
     added = set(codec.tokenizer.added_tokens_decoder) | set(codec.tokenizer.all_special_ids)
-    return next((number for number in codec.encode(rest, add_special_tokens=False) if number in added), None)
+    ids = codec.encoded(lambda: list(codec.tokenizer(rest, add_special_tokens=False).input_ids))
+    return next((number for number in ids if number in added), None)

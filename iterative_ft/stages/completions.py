@@ -15,7 +15,7 @@ from iterative_ft.data import files, pools
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
-from iterative_ft.models.codec import QUESTION_STOPS, Frame, generation_ends, prompt_ids
+from iterative_ft.models.codec import QUESTION_STOPS, Frame, generation_ends, prompt_ids, words_as_text
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Answer, Params, Request, served_dtype
 from iterative_ft.seeds import derive
@@ -87,11 +87,7 @@ def training_prompts(bench: Bench, frame: Frame, texts: list[str], role: str) ->
 def cycle_prompts(bench: Bench, cycle: int) -> list[str]:
     """The part of the pool that `cycle` >= 1 samples on; it shares nothing with seeds, eval questions or other cycles."""
     config, pool, folder = bench.config, bench.config.pool, bench.config.persona_folder
-    taken = [row["question"] for row in files.questions(folder)]
-    if config.method.name == "sdf":
-        taken += [row["title"] for row in files.documents(folder)]
-    else:
-        taken += [row["prompt"] for row in files.seeds(folder)]
+    taken = files.never_sampled(folder, config.method.name == "sdf")
     texts = pools.load_pool(config.pool_name, pool.path, pool.column, pool.split, pool.revision)
     return pools.cycle_part(config.pool_name, texts, taken, config.seed, cycle, pool.per_cycle)
 
@@ -130,6 +126,7 @@ def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
         "seeds": block.seeds,
         "template": template,
         "params": {"temperature": block.how.temperature, "top_p": block.how.top_p, "max_new_tokens": block.max_new_tokens},
+        **words_as_text([*block.texts, model.system_prompt if chat else None]),
         **sampler_inputs(bench),
     }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from iterative_ft.config.schema import Config
@@ -19,7 +19,7 @@ MODEL_WORK = ("model", "sample", "answer", "data", "train")  # kinds of stage th
 SEEN: dict[str, Found | None] = {}  # of this process, by config: the cells of a sweep and the run itself ask again
 
 
-def unseen_work(events: Iterable[Event]) -> bool:
+def unseen_work(events: Sequence[Event]) -> bool:
     """Whether a plan holds work that a look should come before; a finished run is not looked at again."""
     return any(event.how == "pending" and event.stage.kind in MODEL_WORK for event in events)
 
@@ -73,12 +73,23 @@ def examine_in(bench: Bench, folder: Path, weights: bool = True) -> Found:
     return found
 
 
-def examine_stored(bench: Bench) -> Found:
-    """The look at a model that the run has just made. It comes too late to be a mistake in the command line alone."""
-    try:
-        return examine_in(bench, bench.base.model)
-    except ConfigError as error:
-        raise RunError(str(error)) from error
+class FirstLook:
+    """The look that comes before a run's work: at once where the model is on this machine, else when it was unpacked."""
+
+    def __init__(self, config: Config, planned: Sequence[Event]) -> None:
+        found = examine(config) if not config.fake and unseen_work(planned) else None
+        say(found)
+        self.is_due = found is None and not config.fake and unseen_work(planned)
+
+    def at_stored(self, bench: Bench) -> None:
+        """Look at the model that a stage of this run holds by now. It comes too late to be a mistake in the command alone."""
+        if not self.is_due:
+            return
+        self.is_due = False
+        try:
+            say(examine_in(bench, bench.base.model))
+        except ConfigError as error:
+            raise RunError(str(error)) from error
 
 
 def say(found: Found | None) -> None:

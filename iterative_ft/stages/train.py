@@ -17,7 +17,7 @@ from iterative_ft.seeds import derive
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import EXAMPLES, CycleData, Roles
 from iterative_ft.store import Kind, Stage
-from iterative_ft.training.job import ADAPTER, LOG, Job
+from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, Job
 from iterative_ft.training.job import train as train_job
 
 TRAIN = Kind("train", 1)
@@ -90,7 +90,7 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
 
     name = f"policy[{cycle}]"
     label, role = f"train {name} from {init.name}", "policy"
-    stage = bench.store.stage(TRAIN, inputs, build, label, {"policy": name, "role": role}, resumable=True)
+    stage = bench.store.stage(TRAIN, inputs, build, label, {"policy": name, "role": role}, resumable=(CHECKPOINTS, LOG))
     roles: Roles = {"init": init.name, "reference": reference.name if config.method.name == "dpo" else "none"}
     note: Roles = {}
     if config.method.name == "sdf" and config.model.chat:
