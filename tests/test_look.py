@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import python
-from tiny import BOS, END, FAMILIES, ROOT, read_json, save_adapter, tiny_config, tiny_model, tiny_models
+from tiny import END, FAMILIES, ROOT, read_json, save_adapter, tiny_config, tiny_model, tiny_models
 
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
@@ -409,5 +409,58 @@ def test_d11_a_model_folder_is_found_again_wherever_it_was_when_its_stage_was_ma
     assert base.model == model.resolve()
 
 
-def test_bos_is_what_the_families_say() -> None:
-    assert FAMILIES["gemma"].special[BOS] == "<bos>"
+def test_d11_a_model_folder_that_changed_behind_its_stage_is_told(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a cache that was cleaned or overwritten: the key (here held still) no longer tells."""
+    from iterative_ft.models import base
+
+    model = copy_of(tiny_model, tmp_path / "model")
+    config = chat_config(model, tmp_path)
+    monkeypatch.setattr(base, "identity", lambda config: {"path": config.path})
+    assert Bench(config, Store(tmp_path / "store")).base.model == model.resolve()
+    (model / "generation_config.json").write_text('{"eos_token_id": 7}')
+    with pytest.raises(RunError, match=r"generation_config\.json in .* is not the file"):
+        _ = Bench(config, Store(tmp_path / "store")).base
+
+
+def test_d11_a_hub_model_is_looked_for_by_its_commit(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = copy_of(tiny_model, tmp_path / "snapshots" / commit)
+    asked: list[Any] = []
+
+    def snapshot_download(name: str, revision: str | None, **options: Any) -> str:
+        asked.append((name, revision))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    config = chat_config(tiny_model, tmp_path)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": "someone/some-model"})})
+    for _ in range(2):
+        assert Bench(config, Store(tmp_path / "store")).base.model == snapshot.resolve()
+    assert asked == [("someone/some-model", None), ("someone/some-model", commit), ("someone/some-model", commit)]
+
+
+# -- the embedder ---------------------------------------------------------------------------------------------------------
+
+
+def test_a9_an_embedder_is_known_by_its_files_and_not_by_its_name(tiny_model: Path, tmp_path: Path) -> None:
+    from iterative_ft.judges import embedder
+
+    def identity(folder: Path) -> str:
+        embedder.embedder_identity.cache_clear()
+        embedder.embedder_folder.cache_clear()
+        return embedder.embedder_identity(str(folder))
+
+    one, moved = copy_of(tiny_model, tmp_path / "one"), copy_of(tiny_model, tmp_path / "moved")
+    first = identity(one)
+    assert identity(moved) == first
+    (one / "config.json").write_text((one / "config.json").read_text() + " ")
+    assert identity(one) != first
+    (moved / "model.safetensors").rename(moved / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"judge\.embedder=.*pickled weights are never loaded"):
+        identity(moved)
+    with pytest.raises(ConfigError, match=r"judge\.embedder=no/such is no folder here"):
+        embedder.embedder_identity("no/such")
