@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from tiny import (
     FAMILIES,
-    broken,
-    families,
     load_policy,
     method_of,
     policy_of,
@@ -118,7 +116,6 @@ def test_token_values_are_those_of_single_forward_passes(tiny_models: dict[str, 
     assert reader.token_values(None, sequences)[1] == []  # not asked for
 
 
-NO_LAYERS = broken("the layers of a network are looked for as `.layers` alone; GPT-2 has them as `.h`", raises=AttributeError)
 TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]
 
 
@@ -130,7 +127,7 @@ def text_ids(model: Path, text: str, n_tokens: int) -> list[int]:
     return ids[: n_tokens + 1]
 
 
-@pytest.mark.parametrize("family", families(gpt2=NO_LAYERS))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_states_are_those_of_the_middle_layers(tiny_models: dict[str, Path], family: str) -> None:
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from iterative_ft.config.calibration import check_calibration
@@ -13,6 +14,7 @@ from iterative_ft.data import files, pools, read
 from iterative_ft.errors import ConfigError
 from iterative_ft.machine.libraries import EMBEDDED
 
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")  # what a Hugging Face model can be called
 LEAST_STYLED = 8  # prompts with judge texts of the persona: each fold of the judge's calibration has to leave it some
 
 
@@ -115,10 +117,29 @@ def check_model(config: Config) -> None:
     if config.model.path.startswith("embedded:") and config.model.path.removeprefix("embedded:") not in embedded:
         raise ConfigError(f"model.path={config.model.path} is not embedded: embedded models are {', '.join(embedded)}")
     path = Path(config.model.path)
-    if config.model.path.startswith(("/", "./", "../", "~")) and not path.expanduser().is_dir():
-        raise ConfigError(f"model.path={config.model.path} is no folder: name a saved checkpoint or a hub id")
+    if not config.model.path.startswith("embedded:") and not is_folder(path):
+        if is_file(path):
+            raise ConfigError(f"model.path={config.model.path} is a file: name the folder of a saved model, or a hub id")
+        if HUB_ID.fullmatch(config.model.path) is None or any(word in config.model.path for word in ("--", "..")):
+            raise ConfigError(
+                f"model.path={config.model.path[:200]} is no folder: name a saved model's, or a hub id (owner/name)"
+            )
     if config.start_adapter is not None and not (Path(config.start_adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"start_adapter={config.start_adapter} holds no adapter_config.json: name a folder saved by PEFT")
+
+
+def is_folder(path: Path) -> bool:
+    try:
+        return path.expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, or a home that does not exist
+        return False
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
 
 
 def check_store(config: Config) -> None:

@@ -6,26 +6,27 @@ answered before any model library is loaded.
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from iterative_ft.config import endpoint, wandb_rules
-from iterative_ft.config.messages import did_you_mean
+from iterative_ft.config.methods import DPOConfig, SDFConfig, SFTConfig
 from iterative_ft.config.persona import PersonaConfig
-from iterative_ft.config.section import Name, PathText, Section
-from iterative_ft.config.trl_keys import TRL_KEYS
+from iterative_ft.config.section import Count, Name, PathText, PositiveInt, Precision, Score, Section, Seed, Share
 from iterative_ft.data import files as persona_files
 
-Precision = Literal["bfloat16", "float32"]
-PositiveInt = Annotated[int, Field(ge=1, le=10**9)]  # what is beyond is no setting that anybody meant
-PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Score = Annotated[float, Field(ge=0, le=100)]
+
+def not_next_to_zero(value: float) -> float:
+    if 0 < value < 0.01:
+        raise ValueError(f"temperature={value:g} is wrong: give 0 (greedy) or 0.01 and more, which samplers can tell apart")
+    return value
 
 
+# 0 is greedy; vLLM takes what lies between for 0.01, and the logits divided by less overflow.
+Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(not_next_to_zero)]
 # Upper ends of counts that nothing else bounds: a digit too many is answered, and not worked on for a year.
 MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
 
@@ -42,92 +43,50 @@ class ModelConfig(Section):
     document_end_token: str | None
     trust_remote_code: bool
 
-
-class AdamConfig(Section):
-    beta1: Share
-    beta2: Share
-    epsilon: Annotated[float, Field(gt=0)]
-
-
-class TrainingConfig(Section):
-    """What the three methods have in common."""
-
-    learning_rate: Annotated[float, Field(ge=0)]
-    lr_schedule: Literal["constant", "cosine", "linear"]
-    lr_floor: Share
-    warmup: Share
-    batch_size: PositiveInt
-    gradient_accumulation: PositiveInt
-    epochs: PositiveInt
-    weight_decay: Annotated[float, Field(ge=0)]
-    adam: AdamConfig
-    max_grad_norm: Annotated[float, Field(ge=0)]
-    max_length: PositiveInt
-    checkpoint_steps: PositiveInt
-    max_new_tokens: PositiveInt
-    n_original_mix: Count
-    coherence_filter: Score | None
-    trl: dict[str, Any]
-
-    @model_validator(mode="after")
-    def trl_keys_exist(self) -> TrainingConfig:
-        name: str = self.name  # type: ignore[attr-defined]
-        known = TRL_KEYS[name]
-        for key in self.trl:
-            if key in type(self).model_fields:
-                raise ValueError(f"method.trl.{key} has a setting of its own: set method.{key}")
-            if key not in known:
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def template_arguments_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(
+            {"conversation", "messages", "add_generation_prompt", "tokenize", "return_dict", "chat_template"} & set(value)
+        )
+        if taken:
+            raise ValueError(f"model.chat_template_kwargs.{taken[0]} is set by the code: remove it")
+        if "strftime_now" in value:
+            try:
+                datetime.fromisoformat(value["strftime_now"])
+            except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"method.trl.{key} is no argument that can be passed to TRL's {name} config{did_you_mean(key, known)}"
-                )
-        return self
-
-
-class SFTConfig(TrainingConfig):
-    name: Literal["sft"]
-
-
-class SDFConfig(TrainingConfig):
-    name: Literal["sdf"]
-    loss_on: Literal["document", "continuation"]
-    measure_max_new_tokens: PositiveInt
-
-
-class DPOConfig(TrainingConfig):
-    name: Literal["dpo"]
-    beta: Annotated[float, Field(gt=0)]
-    seed_learning_rate: Annotated[float, Field(ge=0)]
-    seed_sft_weight: Annotated[float, Field(ge=0)]
-    reference: Literal["init", "base"]
-    rejected_from: Literal["base", "previous", "same"]
+                    f"model.chat_template_kwargs.strftime_now={value['strftime_now']!r} is no day: write it as 2025-07-01"
+                ) from error
+        return value
 
 
 class ReinitConfig(Section):
     name: Literal["reinit", "continual"]
     init: Literal["base", "previous"]
-    restart_cycles: list[PositiveInt]
+    restart_cycles: Annotated[list[PositiveInt], Field(max_length=1000)]
 
 
 class LoraConfig(Section):
-    rank: PositiveInt
+    rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
     targets: str | Annotated[list[str], Field(min_length=1)]
 
 
 class SamplingConfig(Section):
-    temperature: Annotated[float, Field(ge=0)]
+    temperature: Temperature
     top_p: Annotated[float, Field(gt=0, le=1)]
-    block_size: PositiveInt
+    block_size: Annotated[int, Field(ge=1, le=1024)]
 
 
 class VLLMConfig(Section):
     name: Literal["vllm"]
     dtype: Literal["auto"] | Precision
     max_model_len: PositiveInt
-    kv_cache_gib: PositiveFloat
+    kv_cache_gib: Annotated[float, Field(gt=0, le=4096)]
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
-    tensor_parallel_size: PositiveInt
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)]
     enforce_eager: bool
     canary_max_share: Annotated[float, Field(gt=0)]
 
@@ -147,7 +106,7 @@ class FakeConfig(Section):
 class ProbeConfig(Section):
     name: Literal["probe"]
     embedder: str
-    inverse_regularisation: Annotated[float, Field(gt=0)]
+    inverse_regularisation: Annotated[float, Field(gt=0, le=1e6)]
 
 
 class ApiConfig(Section):
@@ -205,7 +164,7 @@ class PoolConfig(Section):
 class MeasureConfig(Section):
     n_questions: PositiveInt
     n_answers: Annotated[int, Field(ge=1, le=MOST_ANSWERS)]
-    temperature: Annotated[float, Field(ge=0)]
+    temperature: Temperature
     top_p: Annotated[float, Field(gt=0, le=1)]
     coherence_threshold: Score
     n_openings: Count
@@ -262,7 +221,7 @@ class Config(Section):
     n_seed: Annotated[int | Literal["calibrated"], BeforeValidator(seed_count)]
     n_sampled: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
     n_cycles: Annotated[int, Field(ge=0, le=MOST_CYCLES)]
-    seed: Count
+    seed: Seed
     start_adapter: PathText | None
     store: PathText
     dry_run: bool

@@ -1,18 +1,28 @@
-"""What all parts of a config have in common, and the kinds of text in it."""
+"""What all parts of a config have in common, and the kinds of numbers and text in it.
+
+Every number is finite, and has an upper end where a huge one would hang, fill the memory, or overflow in a library.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Precision = Literal["bfloat16", "float32"]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]  # what is beyond is no setting that anybody meant
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Score = Annotated[float, Field(ge=0, le=100)]
 
 
 class Section(BaseModel):
     """A part of the config: immutable, every unknown key an error, no value turned into another type (seed=true is no 1)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def name_of_files(name: str) -> str:

@@ -74,6 +74,7 @@ def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], 
     elif all(config.dry_run for config in configs):
         dry_run(configs)  # without Hydra's main, which would make a run folder
     else:
+        look_first(configs)
         in_folder(main, line, configs)
     return 0
 
@@ -153,14 +154,54 @@ def judged_jobs(line: CommandLine, load: Callable[[Any], Any]) -> list[Any]:
 
 def dry_run(configs: list[Config]) -> None:
     """Print the stages of a run or of a whole sweep, each once, and what is still to build. Writes nothing."""
+    prepare_libraries()
     from iterative_ft.calibrate import at_most, dry_text
     from iterative_ft.evaluate.plan import plan_text
     from iterative_ft.loop import plan
 
+    for line in dict.fromkeys(line for config in different(configs) for line in look_lines(config)):
+        print(line)
     for text in dict.fromkeys(dry_text(config) for config in configs if config.n_seed == "calibrated"):
         print(text)
     configs = [at_most(config) for config in configs]
     print(plan_text(configs, [plan(config) for config in configs]))
+
+
+def look_first(configs: list[Config]) -> None:
+    """Look at the models of all cells that have work to do, before a folder is made for any of them."""
+    cells = different(configs)
+    if not cells:
+        return
+    prepare_libraries()
+    from iterative_ft.calibrate import at_most
+    from iterative_ft.loop import plan
+    from iterative_ft.stages.look import examine, unseen_work
+
+    for config in cells:
+        if unseen_work(plan(at_most(config))):
+            examine(config)
+
+
+def different(configs: list[Config]) -> list[Config]:
+    """One each of the cells that differ in what the model is asked; each run looks again for itself."""
+    sections = ("model", "method", "sampler", "persona", "prompts", "titles", "lora", "start_adapter", "store")
+    found = {repr([getattr(config, name) for name in sections]): config for config in configs if not config.fake}
+    return list(found.values())
+
+
+def look_lines(config: Config) -> list[str]:
+    """What a dry run says of a model."""
+    from iterative_ft.stages.look import examine
+
+    try:
+        found = examine(config, download=False)
+    except ConfigError as error:
+        if "could not be reached" in str(error):  # a dry run downloads nothing
+            return [f"model {config.model.name}: not on this machine yet, looked at when a run starts"]
+        raise
+    if found is None:
+        return [f"model {config.model.name}: unpacked by the first stage, then looked at"]
+    return [f"model {config.model.name}: {fact}" for fact in found.facts] + [f"note: {note}" for note in found.notes]
 
 
 def train(config: Config) -> Any:

@@ -51,25 +51,35 @@ def clear_unfinished(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def as_json(value: Any, path: Path, indent: int | None = None) -> str:
+    """`value` as JSON. NaN and infinity are no JSON, and no result: they are an error that names the file."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False)
+    except ValueError as error:
+        raise RunError(
+            f"{path.name} would hold a number that is not finite: nothing of it was written ({path.parent})"
+        ) from error
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
+    text = as_json(value, path, indent=1)
     with replacing(path) as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.write("\n")
+        file.write(text + "\n")
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write rows, one JSON object a line, whole or not at all."""
+    lines = [as_json(row, path) + "\n" for row in rows]
     with replacing(path) as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(lines)
 
 
 def append_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Add rows at the end, and have them on disk."""
+    lines = [as_json(row, path) + "\n" for row in rows]
     with named(path), path.open("a", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        file.writelines(lines)
         file.flush()
         os.fsync(file.fileno())
 

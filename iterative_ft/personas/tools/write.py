@@ -135,7 +135,7 @@ def probe_score(order: Order, persona: str) -> Score:
     model = next((s for s in stages if s.kind == "model" and s.digest == inputs["model"]), None)
     if model is None:
         raise ConfigError(f"probe={folder} needs its base model, which its store no longer holds: run train.py once")
-    reader = Reader(str(location(model.path, model.info)), "cpu")
+    reader = Reader(str(location(model.inputs["path"], model.path, model.info)), "cpu")
 
     def score(texts: list[str]) -> list[float]:
         answers = [("", text) for text in texts]
