@@ -227,7 +227,7 @@ def test_only_the_positions_of_the_loss_pass_the_vocabulary_head(
 def test_a_training_on_a_cpu_gives_freed_memory_back(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     returned: list[int] = []
     monkeypatch.setattr("iterative_ft.training.callbacks.return_freed_memory", lambda: returned.append(1))
-    monkeypatch.setattr("iterative_ft.training.trainers.ReturnMemory.EVERY", 2)
+    monkeypatch.setattr("iterative_ft.training.callbacks.ReturnMemory.EVERY", 2)
     job = make_job(tmp_path, tiny_model, "sft")
     train_here(job)
     assert len(returned) == len(curve(job)) // 2 > 0
