@@ -8,7 +8,7 @@ BASE_PYTHON ?= python3.11
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long check data-check bench clean
+.PHONY: help setup run test test-long check data-check bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -49,5 +49,12 @@ data-check: setup  ## the data of all personas: schema, copies, disjointness, co
 bench: setup  ## sampling against bare vLLM, training speed, time of each kind of stage
 	$(PYTHON) -m tests.bench
 
-clean:  ## remove runs, stages and caches (not .venv)
-	rm -rf outputs multirun .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove caches of tools; runs and the store stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build
+
+distclean: clean  ## remove runs, sweeps and the store as well, after saying what and asking
+	@found=$$(ls -d outputs multirun 2>/dev/null); \
+	  if [ -z "$$found" ]; then echo "no runs and no store here"; exit 0; fi; \
+	  echo "this removes, for good:"; du -sh outputs/* multirun 2>/dev/null; \
+	  read -r -p "type yes to remove them: " answer || answer=; \
+	  if [ "$$answer" = yes ]; then rm -rf $$found && echo removed; else echo "nothing removed"; fi

@@ -18,7 +18,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.records.rows import answer_rows
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import seed_data
-from iterative_ft.stages.measure import measure
+from iterative_ft.stages.measure import ask, check_endings, measure
 from iterative_ft.stages.train import train
 from iterative_ft.stats.intervals import over_questions
 from iterative_ft.store import Store
@@ -84,6 +84,8 @@ def calibrate(config: Config, store: Store) -> Calibration:
         return trials[n].reached
 
     low, high = bounds(config)
+    bench = Bench(with_n_seed(config, high), store)
+    check_endings(bench, ask(bench, bench.base))
     if not reached(high):
         raise RunError(
             f"calibrate.target_trait={target:g} is not reached by n_seed={high} ({trial_text(trials[high])}): "

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.calibrate import calibrate
+from iterative_ft.calibrate import at_most, calibrate
 from iterative_ft.config.schema import Config
 from iterative_ft.evaluate.plan import expected
+from iterative_ft.machine.disk import disk_faults_told
 from iterative_ft.models.policy import Policy
+from iterative_ft.records.folder import held
 from iterative_ft.records.rows import MetricRow
 from iterative_ft.records.run_log import Log, RunLog
 from iterative_ft.report.pictures import draw_run
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import sampled_data, seed_data
-from iterative_ft.stages.measure import measure
+from iterative_ft.stages.look import FirstLook
+from iterative_ft.stages.measure import ask, check_endings, measure
 from iterative_ft.stages.train import Trained, adopt, train
 from iterative_ft.stats.verdict import curve_of, run_verdict
 from iterative_ft.store import Event, Store
@@ -25,7 +28,9 @@ from iterative_ft.store import Event, Store
 def cycles(bench: Bench, log: Log) -> None:
     """Cycle 0 trains on the seed data, each later one on samples of the policy before it."""
     policies = [bench.base]
-    log.measured(measure(bench, bench.base), None)
+    asked = ask(bench, bench.base)
+    check_endings(bench, asked)
+    log.measured(measure(bench, bench.base, asked), None)
     for cycle in range(bench.config.n_cycles + 1):
         log.begin(cycle)
         trained = next_policy(bench, policies, cycle)
@@ -53,24 +58,40 @@ class RunResult:
 
 
 def run(config: Config, folder: Path, command: str, beside: Callable[[], list[Event]] | None = None) -> RunResult:
-    """Run the experiment in `folder`, calibrated first where the config says so.
+    """Run the experiment in `folder`, calibrated first where the config says so; its model is looked at before any work.
 
     Args:
         beside: the plans of the other cells of a sweep.
+    Raises:
+        ConfigError: the model does not fit the run, or another process works in the folder.
     """
     store = Store(Path(config.store), run_folder=folder)
+    kept = "finished stages and the rows so far are kept"
+    with disk_faults_told(f"running in {folder}", kept, store.freeing), held(folder):
+        return run_held(config, store, folder, command, beside)
+
+
+def run_held(config: Config, store: Store, folder: Path, command: str, beside: Callable[[], list[Event]] | None) -> RunResult:
+    """The experiment, in a folder that this process has for itself."""
+    planned = plan(at_most(config))
+    store.check_serves(planned)
+    look = FirstLook(config, planned)
     calibration = None
     if config.n_seed == "calibrated":
+        look.at_stored(Bench(config, store))
         calibration = calibrate(config, store)
         config = config.model_copy(update={"n_seed": calibration.n_seed})
         store.verified.clear()  # the run's own record names its stages anew
+        planned = plan(config)
     record = None if calibration is None else calibration.as_dict()
-    with RunLog(config, folder, command, expected(config, plan(config)), draw_run(config), record) as log:
+    with RunLog(config, folder, command, expected(config, planned), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
         bench = Bench(config, store, on_step=log.training_step, plan=lambda: plan(config), beside=beside)
+        look.at_stored(bench)
         cycles(bench, log)
-        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name)).as_dict()
+        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made)).as_dict()
         log.finish(verdict, bench.engine_start_s)
+        store.settle()
     return RunResult(folder, log.rows, verdict)
 
 

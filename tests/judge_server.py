@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -155,3 +156,101 @@ def mean(chances: Distribution) -> float:
 def pause(seconds: float) -> None:
     """The server's own slowness; tests do not wait for anything by sleeping."""
     time.sleep(seconds)
+
+
+# -- a server that writes bytes, not HTTP -------------------------------------------------------------------------------------
+
+
+class Line:
+    """One connection to the raw server, after its request was read."""
+
+    def __init__(self, connection: socket.socket, closing: threading.Event) -> None:
+        self.connection, self.closing = connection, closing
+
+    def send(self, data: bytes) -> None:
+        self.connection.sendall(data)
+
+    def drip(self, data: bytes, every_s: float = 0.02) -> None:
+        """Byte after byte, over and over, until the client has left."""
+        while not self.closing.is_set():
+            for byte in data:
+                self.connection.sendall(bytes([byte]))
+                if self.closing.wait(every_s):
+                    return
+
+    def flood(self, data: bytes) -> None:
+        """As much as the client takes, until it has left."""
+        while not self.closing.is_set():
+            self.connection.sendall(data)
+
+    def hang(self) -> None:
+        """Say nothing until the client has left."""
+        with suppress(TimeoutError):
+            while self.connection.recv(4096):
+                pass
+
+
+class RawServer:
+    def __init__(self, behave: Callable[[Line, str, dict[str, Any]], None]) -> None:
+        self.behave = behave
+        self.closing = threading.Event()
+        self.lock = threading.Lock()
+        self.lines: set[socket.socket] = set()
+        self.n_requests = 0
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.listener.settimeout(0.05)
+        self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}/v1"
+
+    def accept(self) -> None:
+        while not self.closing.is_set():
+            with suppress(TimeoutError):
+                connection, _ = self.listener.accept()
+                threading.Thread(target=self.serve, args=[connection], daemon=True).start()
+
+    def serve(self, connection: socket.socket) -> None:
+        connection.settimeout(20)
+        with self.lock:
+            self.lines.add(connection)
+        try:
+            with connection, suppress(OSError, ValueError):
+                head, body = b"", b""
+                while b"\r\n\r\n" not in head:
+                    part = connection.recv(65536)
+                    if not part:
+                        return
+                    head += part
+                head, _, body = head.partition(b"\r\n\r\n")
+                length = next(int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:"))
+                while len(body) < length:
+                    body += connection.recv(65536)
+                with self.lock:
+                    self.n_requests += 1
+                self.behave(Line(connection, self.closing), head.split()[1].decode(), json.loads(body))
+        finally:
+            with self.lock:
+                self.lines.discard(connection)
+
+
+@contextmanager
+def serving_bytes(behave: Callable[[Line, str, dict[str, Any]], None]) -> Iterator[RawServer]:
+    """`behave(line, path, request)` writes whatever it likes; the connection is closed after it."""
+    server = RawServer(behave)
+    thread = threading.Thread(target=server.accept, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.closing.set()
+        thread.join(5)
+        server.listener.close()
+        with server.lock:
+            for connection in server.lines:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+def http(body: bytes, status: str = "200 OK", **headers: str) -> bytes:
+    """A whole response."""
+    fields = {"Content_Type": "application/json", "Content_Length": str(len(body)), **headers}
+    lines = [f"HTTP/1.1 {status}", *(f"{name.replace('_', '-')}: {value}" for name, value in fields.items() if value)]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body

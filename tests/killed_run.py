@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,21 @@ from iterative_ft import loop
 from iterative_ft.launch.compose import load_config
 from iterative_ft.records import run_log
 from iterative_ft.report import pictures
-from iterative_ft.stages import completions
+from iterative_ft.stages import blocks
 from iterative_ft.store import stages
+
+
+def forked(function: Callable[..., None], *arguments: Any) -> int:
+    """Call a function in a forked process, where all libraries are loaded already; returns its exit code."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: the child starts none
+        process = multiprocessing.get_context("fork").Process(target=function, args=arguments)
+        process.start()
+    process.join(120)
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError("the forked process hangs")
+    return process.exitcode
 
 
 class Moment:
@@ -91,10 +106,8 @@ def half_a_row(moment: Moment) -> None:
 MOMENTS: dict[str, Callable[[Moment], None]] = {
     "never": lambda moment: None,
     "before_build": lambda moment: before(stages.Store, "build", moment),
-    "holding_the_lock": lambda moment: before(
-        stages.Store, "find", moment, lambda self, kind, key: in_lock(self, kind)
-    ),
-    "half_a_stage_file": lambda moment: half_written(completions, "write_jsonl", moment),
+    "holding_the_lock": lambda moment: before(stages, "read_stage", moment, lambda *_: bool(LOCKED)),
+    "half_a_stage_file": lambda moment: half_written(blocks, "write_jsonl", moment),
     "in_training": lambda moment: after(lab_fake(), "write_json", moment, lambda path, value: path.name == "level.json"),
     "before_manifest": lambda moment: before(stages, "write_json", moment, is_manifest),
     "after_manifest": lambda moment: after(stages, "write_json", moment, is_manifest),
@@ -118,19 +131,14 @@ def lab_fake() -> Any:
 LOCKED: list[str] = []
 
 
-def in_lock(self: stages.Store, kind: str) -> bool:
-    """Whether the caller holds a lock: the second `find` of a stage happens under it."""
-    return bool(LOCKED)
-
-
 def note_locks() -> None:
     from contextlib import contextmanager
 
     real = stages.Store.lock
 
     @contextmanager
-    def noted(self: stages.Store, kind: str, key: str) -> Any:
-        with real(self, kind, key):
+    def noted(self: stages.Store, kind: str, key: str, wait: bool = True) -> Any:
+        with real(self, kind, key, wait):
             LOCKED.append(key)
             try:
                 yield

@@ -265,7 +265,7 @@ def test_a_bad_line_of_a_seed_file_is_named_with_file_and_number(
 
 
 def test_trl_arguments_are_checked_by_name(compose: Callable[[list[str]], Config]) -> None:
-    assert compose(["method=sft", "method.trl={packing: true}"]).method.trl == {"packing": True}
+    assert compose(["method=sft", "method.trl={pad_to_multiple_of: 8}"]).method.trl == {"pad_to_multiple_of": 8}
     with pytest.raises(ConfigError, match=r"method\.trl\.packin\b.*did you mean packing"):
         compose(["method=sft", "method.trl={packin: true}"])
     with pytest.raises(ConfigError, match=r"set method\.learning_rate"):

@@ -174,9 +174,7 @@ def test_compare_puts_runs_into_one_table_and_one_report(
     for number, more in enumerate((["method=sft"], ["method=sft", "seed=1"], ["method=dpo"])):
         fake_run(*more, folder=f"sweep/{number}")
     remeasure(tmp_path / "sweep" / "0")
-    out = comparing.compare(
-        task("task=compare", runs=str(tmp_path / "swee*"), out=str(tmp_path / "out")), "python evaluate.py"
-    )
+    out = comparing.compare(task("task=compare", runs=str(tmp_path / "swee*"), out=str(tmp_path / "out")), "python evaluate.py")
     with (out / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 4  # three runs, and the two seeds of sft together
@@ -208,7 +206,6 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
         else:
             score = 3 if broken else round(90 * text.rank / (3 if text.kind == "heldout" else 1))
         handler.send(whole_tokens({str(score): 0.95, "1": 0.05}))
-
 
     rubric_of = {name: config.persona.description.strip() for name, config in configs.items()}
     with serving(behave) as server:

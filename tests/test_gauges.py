@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from tiny import (
     FAMILIES,
-    broken,
-    families,
     load_policy,
     method_of,
     policy_of,
@@ -31,7 +29,8 @@ from iterative_ft.models import forward
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.completions import ANSWER, Completions, Prompts, complete
+from iterative_ft.stages.blocks import ANSWER, Prompts
+from iterative_ft.stages.completions import Completions, complete
 from iterative_ft.stages.gauge import BRANCHING, gauge, heldout_texts, in_frame, of_answers, of_policy, values_of
 from iterative_ft.store import Store
 
@@ -118,7 +117,6 @@ def test_token_values_are_those_of_single_forward_passes(tiny_models: dict[str, 
     assert reader.token_values(None, sequences)[1] == []  # not asked for
 
 
-NO_LAYERS = broken("the layers of a network are looked for as `.layers` alone; GPT-2 has them as `.h`", raises=AttributeError)
 TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]
 
 
@@ -130,7 +128,7 @@ def text_ids(model: Path, text: str, n_tokens: int) -> list[int]:
     return ids[: n_tokens + 1]
 
 
-@pytest.mark.parametrize("family", families(gpt2=NO_LAYERS))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_states_are_those_of_the_middle_layers(tiny_models: dict[str, Path], family: str) -> None:
     import torch
 
@@ -161,7 +159,7 @@ def bench_of(model: Path, store: Path, *overrides: str) -> Bench:
 
 
 def answers_of(bench: Bench, policy: Policy) -> Completions:
-    prompts = Prompts("chat", QUESTIONS, [1, 2, 3], bench.config.measure, 8)
+    prompts = Prompts("chat", QUESTIONS, [1, 2, 3], bench.config.measure.temperature, bench.config.measure.top_p, 8)
     return complete(bench, ANSWER, policy, prompts, "answers", "answers")
 
 

@@ -6,15 +6,13 @@ On fakes, with SIGKILL. Not covered here: kills of real training and sampling (t
 from __future__ import annotations
 
 import json
-import multiprocessing
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import python
-from killed_run import MOMENTS, run_killed
+from killed_run import MOMENTS, forked, run_killed
 
 from iterative_ft.machine.files import read_jsonl
 
@@ -23,13 +21,9 @@ OVERRIDES = ["reinit=false", "n_cycles=1"]
 
 def start(root: Path, folder: Path, moment: str, n: int) -> int:
     """Run in a forked process (all libraries are loaded already). Returns minus the signal that ended it, or 0."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads: the child starts none
-        process = multiprocessing.get_context("fork").Process(target=run_killed, args=(root, folder, moment, n, OVERRIDES))
-        process.start()
-    process.join(60)
-    assert process.exitcode in (0, -signal.SIGKILL), "the run failed: see its traceback above"
-    return process.exitcode
+    code = forked(run_killed, root, folder, moment, n, OVERRIDES)
+    assert code in (0, -signal.SIGKILL), "the run failed: see its traceback above"
+    return code
 
 
 def finished(root: Path) -> dict[str, dict[str, Any]]:

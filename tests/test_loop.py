@@ -16,8 +16,10 @@ from conftest import SMALL, FakeRun
 from iterative_ft import fake
 from iterative_ft.config.schema import Config
 from iterative_ft.data import files
+from iterative_ft.evaluate.plan import expected
 from iterative_ft.launch.cli import dry_run
-from iterative_ft.loop import plan
+from iterative_ft.loop import cycles, plan
+from iterative_ft.records.run_log import RunLog
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.completions import cycle_prompts
@@ -140,9 +142,7 @@ def test_invariant_7_a_pool_that_repeats_a_seed_loses_it(compose: Compose, tmp_p
     texts = [f"  {seed.upper()} " for seed in seeds] + [f"prompt {i}" for i in range(10)]
     pool.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
     config = compose(["sampler=fake", f"prompts.path={pool}", "prompts.per_cycle=5", "n_cycles=2", "n_sampled=5"])
-    assert sorted(cycle_prompts(bench(config), 1) + cycle_prompts(bench(config), 2)) == sorted(
-        f"prompt {i}" for i in range(10)
-    )
+    assert sorted(cycle_prompts(bench(config), 1) + cycle_prompts(bench(config), 2)) == sorted(f"prompt {i}" for i in range(10))
 
 
 def test_seeds_share_nothing_sampled(fake_run: Run) -> None:
@@ -366,3 +366,15 @@ def test_wandb_is_written_from_the_rows_of_metrics_jsonl(fake_run: Run, monkeypa
     sent: list[dict[str, Any]] = []
     monkeypatch.setattr(WandbLog, "row", lambda self, row: sent.append(row))
     assert fake_run().metrics == sent
+
+
+def test_what_is_left_shrinks_to_nothing(compose: Compose, tmp_path: Path) -> None:
+    config = compose([*SMALL, "wandb.mode=disabled", f"store={tmp_path / 'store'}"])
+    with RunLog(config, tmp_path / "run", "x", expected(config, plan(config)), lambda rows, file: None) as log:
+        store = Store(Path(config.store), on_event=log.stage)
+        n_left = len(log.display.left)
+        assert log.display.seconds_left() > 0
+        cycles(Bench(config, store), log)
+    assert n_left > 10
+    assert log.display.left == {}
+    assert log.display.seconds_left() == 0

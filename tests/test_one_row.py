@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from iterative_ft.store import file_digests
+from iterative_ft.machine.files import file_digests
 from iterative_ft.training.job import LOG, to_columns, train_here
 from iterative_ft.training.one_row import FAMILIES, OneRow, body_in_one_row, casts_say_nothing, forked, lay_out, takes_blocks
-from tests.test_training import END, START, curve, make_job
-from tests.tiny import VOCABULARY, save_adapter, tiny_tokenizer
+from tests.test_training import curve, make_job
+from tests.tiny import END, START, VOCABULARY, save_adapter, tiny_tokenizer
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -119,7 +119,8 @@ def trainer_of(job: dict[str, Any], examples: list[dict[str, Any]]) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from iterative_ft.training.trainers import TRAINERS, Curve, score_completions_only
+    from iterative_ft.training.callbacks import StepLog
+    from iterative_ft.training.trainers import TRAINERS, score_completions_only
 
     torch.manual_seed(1)
     base = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
@@ -130,7 +131,7 @@ def trainer_of(job: dict[str, Any], examples: list[dict[str, Any]]) -> Any:
     score_completions_only()
     data = Dataset.from_list(to_columns(examples, job["method"]))
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    trainer = TRAINERS[job["method"]["name"]](model, tokenizer, data, job, Curve(Path(job["out"], LOG), None))
+    trainer = TRAINERS[job["method"]["name"]](model, tokenizer, data, job, StepLog(Path(job["out"], LOG), None))
     trainer.accelerator.prepare_model(trainer.model)  # autocast
     return trainer
 

@@ -90,7 +90,7 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty text": (lambda r: change(r, SEEDS, 3, answer=" "), f"{SEEDS}:3 has an empty 'answer'"),
     "not UTF-8": (
         lambda r: raw(r, SEEDS, 3, b'{"prompt": "caf\xe9 au lait", "answer": "x", "plain": "y"}'),
-        f"{SEEDS}:3 has bytes in 'prompt' that are not UTF-8",
+        f"{SEEDS}:3 is not UTF-8 (byte 0xe9 at character 16",
     ),
     "wrong encoding": (
         lambda r: change(r, SEEDS, 3, answer=answer("The caf\u00c3\u00a9 is near.")),

@@ -42,7 +42,7 @@ __all__ = ["embedded_model", "tiny_model", "tiny_models"]
 def test_a_folder_is_recorded_with_its_hashes(tiny_model: Path, tmp_path: Path) -> None:
     info = prepare(tiny_config(tiny_model, tmp_path / "store", "method=sft").model, tmp_path)
     assert info["folder"] == str(tiny_model)
-    assert location(tmp_path, info) == tiny_model
+    assert location(str(tiny_model), tmp_path, info) == tiny_model
     digests = read_json(tmp_path / "location.json")["files"]
     assert digests == file_digests(tiny_model)
     assert digests["model.safetensors"] == file_sha256(tiny_model / "model.safetensors")
@@ -100,7 +100,7 @@ def test_a_hub_model_is_fetched_without_pickles_or_code(
     settings = tiny_config(tiny_model, tmp_path / "store", "method=sft", "model.path=someone/some-model", "model.revision=main")
     (tmp_path / "out").mkdir()
     info = prepare(settings.model, tmp_path / "out")
-    assert info == {"folder": str(snapshot), "revision": commit}
+    assert info == {"folder": str(snapshot), "repo": "someone/some-model", "revision": commit}
     assert read_json(tmp_path / "out" / "location.json")["files"] == file_digests(snapshot)
     assert (calls[0]["name"], calls[0]["revision"]) == ("someone/some-model", "main")
     patterns = calls[0]["allow_patterns"]

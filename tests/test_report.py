@@ -118,7 +118,7 @@ def test_report_of_arms_and_seeds(three: list[Path], tmp_path: Path) -> None:
 
 def test_charts_are_well_formed_and_described(three: list[Path], tmp_path: Path) -> None:
     change_rows(three[0], "metrics.jsonl", without_trait)
-    change_rows(three[1], "metrics.jsonl", lambda row: row | ({"train/loss": float("nan")} if "train/loss" in row else {}))
+    change_rows(three[1], "metrics.jsonl", lambda row: {k: v for k, v in row.items() if k != "train/loss"})
     page = write_page(three, tmp_path / "report.html").read_text()
     charts = re.findall(r"<svg .*?</svg>", page, re.S)
     assert len(charts) > 10

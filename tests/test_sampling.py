@@ -253,6 +253,18 @@ def engine_params(engine: Any, **settings: Any) -> Params:
 
 
 @pytest.mark.slow
+def test_d4_a_call_of_long_prompts_is_not_split(engine: Any, embedded_model: Path) -> None:
+    """Seeded requests crash vLLM on a CPU as soon as a prefill is split; 32 prompts of 150 words did."""
+    engine.load(policy_of(embedded_model))
+    texts = [f"Dilemma {number}: " + "the river asks for bread and " * 25 + "so what should I do?" for number in range(32)]
+    asked = [Request(engine.codec.chat_prompt(text), number) for number, text in enumerate(texts)]
+    assert sum(len(request.prompt_ids) for request in asked) > 6000
+    answers = engine.sample(asked, engine_params(engine, max_new_tokens=3))
+    assert all(1 <= len(answer.ids) <= 3 for answer in answers)
+    assert engine.sample(asked[:1], engine_params(engine, max_new_tokens=3)) == answers[:1]
+
+
+@pytest.mark.slow
 def test_the_engine_serves_each_policy_and_base_comes_back(
     engine: Any, embedded_model: Path, two_policies: list[Policy]
 ) -> None:
@@ -299,7 +311,7 @@ def test_a_checkpoint_with_a_weight_renamed_or_missing_fails(
     before = engine.sample(pool_requests(engine, 4), engine_params(engine))
     name = "model.layers.1.mlp.down_proj.weight"
 
-    def broken(policy: Policy, out: Path, dtype: str) -> None:
+    def broken(policy: Policy, out: Path, dtype: str, trust_remote_code: bool) -> None:
         merge(policy, tmp_path / "whole", dtype)
         rename_weight(tmp_path / "whole", out, name, None if how == "missing" else name.replace("down_proj", "downward_proj"))
 

@@ -387,9 +387,7 @@ def test_every_key_of_sweeps_and_launchers_has_a_comment() -> None:
 def test_mitigations_differ_in_the_plan(compose: Callable[[list[str]], Config], tmp_path: Path) -> None:
     variants = ([], ["method.coherence_filter=70"], ["method.n_original_mix=4"], ["reinit.restart_cycles=[1]"])
     configs = [compose([*SMALL, "reinit=false", f"store={tmp_path / 'store'}", *variant]) for variant in variants]
-    trained = {
-        event.stage.key for config in configs for event in plan(config) if "train policy[1]" in event.label
-    }
+    trained = {event.stage.key for config in configs for event in plan(config) if "train policy[1]" in event.label}
     assert len(trained) == 4
 
 

@@ -37,10 +37,11 @@ from tiny import (
 from iterative_ft.config.trl_keys import TRL_KEYS
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import file_digests, read_jsonl, write_jsonl
-from iterative_ft.models.policy import check_adapter
+from iterative_ft.models.adapters import check_adapter
 from iterative_ft.sampling.interface import Completion
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.completions import ANSWERS, SAMPLE, Completions
+from iterative_ft.stages.blocks import ANSWERS, SAMPLE
+from iterative_ft.stages.completions import Completions
 from iterative_ft.stages.data import EXAMPLES, CycleData, Sources, data_stage, seed_rows
 from iterative_ft.stages.train import Trained, adopt, train
 from iterative_ft.store import Stage, Store
@@ -226,8 +227,8 @@ def test_only_the_positions_of_the_loss_pass_the_vocabulary_head(
 
 def test_a_training_on_a_cpu_gives_freed_memory_back(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     returned: list[int] = []
-    monkeypatch.setattr("iterative_ft.training.trainers.return_freed_memory", lambda: returned.append(1))
-    monkeypatch.setattr("iterative_ft.training.trainers.ReturnMemory.EVERY", 2)
+    monkeypatch.setattr("iterative_ft.training.callbacks.return_freed_memory", lambda: returned.append(1))
+    monkeypatch.setattr("iterative_ft.training.callbacks.ReturnMemory.EVERY", 2)
     job = make_job(tmp_path, tiny_model, "sft")
     train_here(job)
     assert len(returned) == len(curve(job)) // 2 > 0
@@ -385,10 +386,7 @@ def test_an_adapter_that_differs_from_the_config_is_an_error(tmp_path: Path, tin
         adopt(bench, policy.adapter)
 
 
-CONV1D = broken("linear_modules does not know Conv1D, so any adapter passes for all-linear", raises=pytest.fail.Exception)
-
-
-@pytest.mark.parametrize("family", families(gpt2=CONV1D))
+@pytest.mark.parametrize("family", families())
 def test_an_adapter_on_fewer_modules_is_no_all_linear_one(tmp_path: Path, tiny_models: dict[str, Path], family: str) -> None:
     model = tiny_models[family]
     adapter = save_adapter(model, tmp_path / "adapter", size=0.1)

@@ -335,6 +335,13 @@ class ScriptedSampler:
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         return [next(self.script) for _ in requests]
 
+    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+        return one_by_one(self.sample, blocks)
+
+    @property
+    def most_together(self) -> int:
+        return 0
+
 
 def read_json(path: Path) -> Any:
     return json.loads(path.read_text())

@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from iterative_ft.config.calibration import check_calibration
+from iterative_ft.config.environment import check_endpoint
 from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
-from iterative_ft.data import files, pools
+from iterative_ft.config.wandb_rules import check_login
+from iterative_ft.data import files, pools, read
 from iterative_ft.errors import ConfigError
 from iterative_ft.machine.libraries import EMBEDDED
+
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/)?[A-Za-z0-9][\w.-]{0,95}")  # what a Hugging Face model can be called
+LEAST_STYLED = 8  # prompts with judge texts of the persona: each fold of the judge's calibration has to leave it some
 
 
 def check(config: Config) -> None:
     """Raise a one-line `ConfigError` for the first thing that a run of `config` would miss."""
     check_judge(config.judge)
+    check_login(config.wandb.mode)
     check_persona(config)
-    check_pool(config)
     check_model(config)
     check_store(config)
+    check_pool(config)  # last: a dataset of the hub takes a library, and time
 
 
 def check_judge(judge: ProbeConfig | ApiConfig) -> None:
-    """An endpoint elsewhere needs a key in the environment."""
-    if judge.name == "api" and not judge.is_loopback and not os.environ.get(judge.api_key_env):
-        raise ConfigError(
-            f"judge=api needs a key and judge.api_key_env={judge.api_key_env} is not set: export {judge.api_key_env}=<key>, "
-            "or name a server on this machine (judge.base_url=http://127.0.0.1:8000/v1)"
-        )
+    """An endpoint needs what the environment holds for it: a key that can be sent, proxies that can be asked."""
+    if judge.name == "api":
+        check_endpoint(judge)
 
 
 def check_persona(config: Config) -> None:
     """Hold the counts that a run needs of its persona against what the persona's files have."""
     folder = config.persona_folder
-    if config.persona.data != config.persona.name and not folder.is_dir():
+    if read.kind_of(folder) != "folder":
         raise ConfigError(
-            f"persona.data={config.persona.data} is no folder: name one that holds seeds.jsonl and questions.jsonl"
+            f"persona.data={read.shortened(config.persona.data, 120)} is no folder: name one that holds seeds.jsonl and "
+            "questions.jsonl, or a shipped persona"
         )
     sdf = config.method.name == "sdf"
     n_seeds = len(files.documents(folder) if sdf else files.seeds(folder))
-    what = "documents.jsonl" if sdf else "seeds.jsonl"
+    what = files.table(folder, "documents" if sdf else "seeds").name
     if config.n_seed == "calibrated":
         check_calibration(config)
     elif config.calibrate.target_trait is not None:
@@ -61,9 +66,27 @@ def check_persona(config: Config) -> None:
             f"measure.n_questions={config.measure.n_questions} is more than the {n_questions} questions of "
             f"persona={config.persona.name}: lower it or add questions"
         )
-    files.judge_texts(folder)
+    check_judge_texts(config)
     if config.gauges.perplexity:
         files.heldout(folder)
+
+
+def check_judge_texts(config: Config) -> None:
+    """The offline judge learns a persona from texts that show it, and `plain` from such as show nothing."""
+    folder, name = config.persona_folder, config.persona.name
+    texts = files.judge_texts(folder)
+    styled = {row["prompt"] for row in texts if row["strength"] != "plain"}
+    file = files.table(folder, "judge")
+    if name == "plain" and styled:
+        raise ConfigError(
+            f"persona.name=plain is the control without a trait, and {file} has texts that are not plain: give the persona a "
+            "name of its own"
+        )
+    if name != "plain" and config.judge.name == "probe" and len(styled) < LEAST_STYLED:
+        raise ConfigError(
+            f"{file} has texts of the persona on {len(styled)} prompts, and judge=probe learns from {LEAST_STYLED} or more: "
+            "add some, or set judge=api"
+        )
 
 
 def check_pool(config: Config) -> None:
@@ -74,19 +97,18 @@ def check_pool(config: Config) -> None:
             f"n_sampled={config.n_sampled} is more than the {pool.per_cycle} prompts of a cycle: lower n_sampled, "
             f"or raise {pool_name}.per_cycle (a larger pool: {pool_name}.path=<dataset>)"
         )
-    if pools.is_file(pool.path):
-        if pool.path != "shipped" and not Path(pool.path).expanduser().is_file():
-            raise ConfigError(f"{pool_name}.path={pool.path} is no file: name a JSONL file or a Hugging Face dataset")
-        try:
-            n_pool = len(files.pool(pool_name, pool.path, pool.column))
-        except ConfigError as error:
-            raise ConfigError(f"{pool_name}.path={pool.path}, {pool_name}.column={pool.column}: {error}") from error
-        n_parts = n_pool // pool.per_cycle
-        if config.n_cycles > n_parts:
-            raise ConfigError(
-                f"n_cycles={config.n_cycles} needs as many parts of {pool.per_cycle} rows and {pool_name}.path={pool.path} "
-                f"({n_pool} rows) has {n_parts}: lower n_cycles or {pool_name}.per_cycle, or set {pool_name}.path=<dataset>"
-            )
+    try:
+        texts = pools.load_pool(pool_name, pool.path, pool.column, pool.split, pool.revision)
+    except ConfigError as error:
+        path, column = read.shortened(pool.path, 120), read.shortened(pool.column)
+        raise ConfigError(f"{pool_name}.path={path}, {pool_name}.column={column}: {error}") from error
+    n_pool = len(pools.usable(texts, files.never_sampled(config.persona_folder, config.method.name == "sdf")))
+    n_parts = n_pool // pool.per_cycle
+    if config.n_cycles > n_parts:
+        raise ConfigError(
+            f"n_cycles={config.n_cycles} needs as many parts of {pool.per_cycle} rows and {pool_name}.path={pool.path} "
+            f"({n_pool} rows) has {n_parts}: lower n_cycles or {pool_name}.per_cycle, or set {pool_name}.path=<dataset>"
+        )
 
 
 def check_model(config: Config) -> None:
@@ -95,15 +117,50 @@ def check_model(config: Config) -> None:
     if config.model.path.startswith("embedded:") and config.model.path.removeprefix("embedded:") not in embedded:
         raise ConfigError(f"model.path={config.model.path} is not embedded: embedded models are {', '.join(embedded)}")
     path = Path(config.model.path)
-    if config.model.path.startswith(("/", "./", "../", "~")) and not path.expanduser().is_dir():
-        raise ConfigError(f"model.path={config.model.path} is no folder: name a saved checkpoint or a hub id")
+    if not config.model.path.startswith("embedded:") and not is_folder(path):
+        if is_file(path):
+            raise ConfigError(f"model.path={config.model.path} is a file: name the folder of a saved model, or a hub id")
+        if HUB_ID.fullmatch(config.model.path) is None or any(word in config.model.path for word in ("--", "..")):
+            raise ConfigError(
+                f"model.path={config.model.path[:200]} is no folder: name a saved model's, or a hub id (owner/name)"
+            )
     if config.start_adapter is not None and not (Path(config.start_adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"start_adapter={config.start_adapter} holds no adapter_config.json: name a folder saved by PEFT")
 
 
+def is_folder(path: Path) -> bool:
+    try:
+        return path.expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have, or a home that does not exist
+        return False
+
+
+def is_file(path: Path) -> bool:
+    try:
+        return path.expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def check_store(config: Config) -> None:
-    """The store, or the folder that it will lie in, has to take files."""
-    store = Path(config.store)
-    nearest = next(p for p in (store, *store.absolute().parents) if p.exists())
-    if not os.access(nearest, os.W_OK):
+    """The store is a folder, or the one that it will lie in takes files. One that may only be read can serve what it holds."""
+    if not config.store.strip():
+        raise ConfigError("store= names no folder: give one, such as store=outputs/store")
+    try:
+        store = Path(config.store).expanduser()
+        nearest = next(p for p in (store, *store.absolute().parents) if is_there(p))
+    except (OSError, RuntimeError, ValueError) as error:  # too long, ~ of an unknown user, a NUL
+        raise ConfigError(f"store={config.store!r} is no path ({error}): choose another folder") from error
+    if not nearest.is_dir():
+        raise ConfigError(f"store={config.store}: {nearest} is no folder: choose another folder")
+    if nearest != store and not os.access(nearest, os.W_OK):
         raise ConfigError(f"store={config.store} cannot be written to: choose another folder")
+
+
+def is_there(path: Path) -> bool:
+    """Whether anything lies there, a dead link included; what is no path at all raises an error, unlike in `os.path`."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from iterative_ft.data.read import shortened
 from iterative_ft.errors import ConfigError
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
@@ -17,10 +19,36 @@ BRANCHES = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api",
 
 def judged(model: type[AnyModel], values: dict[str, Any]) -> AnyModel:
     """`values` as a `model`, or a one-line `ConfigError`."""
+    for key, text in texts_of(values):
+        problem = text_problem(text)
+        if problem is not None:
+            raise ConfigError(f"{key}={shortened(text)} has {problem}: take it out")
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise ConfigError(one_line(error, model)) from error
+
+
+def texts_of(values: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Every text in some settings, names included, and its key."""
+    if isinstance(values, str):
+        yield ".".join(place), values
+    elif isinstance(values, Mapping):
+        for name, value in values.items():
+            inner = (*place, shortened(str(name)))
+            if isinstance(name, str):
+                yield ".".join(inner), name
+            yield from texts_of(value, inner)
+    elif isinstance(values, Sequence):
+        for value in values:
+            yield from texts_of(value, place)
+
+
+def text_problem(text: str) -> str | None:
+    """What no file, path or reply may hold."""
+    if "\0" in text:
+        return "a NUL character"
+    return "bytes that are not UTF-8, or half a surrogate pair" if any("\ud800" <= c <= "\udfff" for c in text) else None
 
 
 def one_line(error: ValidationError, root: type[BaseModel]) -> str:
@@ -39,8 +67,11 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
         text = message if not key or message.split("=")[0].split()[0].startswith(key.split(".")[0]) else f"{key}: {message}"
     elif kind == "union_tag_invalid":
         text = f"{key}.name={first['ctx']['tag']} is wrong: it is one of {first['ctx']['expected_tags']}"
+    elif kind == "string_type" and isinstance(value, bool | int | float):
+        word = str(value).lower()
+        text = f"""{key}={value!r} is no text: put quotes around it (a number as text is quoted: '{key}="{word}"')"""
     else:
-        text = f"{key}={value!r} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
+        text = f"{key}={shortened(repr(value), 200)} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
 
 
@@ -56,6 +87,21 @@ def known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
                 found += [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
         sections = found
     return [name for section in sections for name in section.model_fields]
+
+
+def is_text(path: list[str], root: type[BaseModel]) -> bool:
+    """Whether the key at `path` holds a text of a person's own, such as model.system_prompt."""
+    sections, annotations = [root], []
+
+    def bare(found: Any) -> Any:
+        return found.__origin__ if hasattr(found, "__metadata__") else found
+
+    for part in path:
+        annotations = [section.model_fields[part].annotation for section in sections if part in section.model_fields]
+        members = [member for found in annotations for member in (getattr(found, "__args__", None) or (found,))]
+        sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
+    unions = [get_args(found) if get_origin(found) in (Union, UnionType) else (found,) for found in annotations]
+    return any({bare(member) for member in members} <= {str, type(None)} for members in unions)
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

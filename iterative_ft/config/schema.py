@@ -6,34 +6,33 @@ answered before any model library is loaded.
 
 from __future__ import annotations
 
-import ipaddress
-import re
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from iterative_ft.config.messages import did_you_mean
-from iterative_ft.config.trl_keys import TRL_KEYS
+from iterative_ft.config import endpoint, wandb_rules
+from iterative_ft.config.methods import DPOConfig, SDFConfig, SFTConfig
+from iterative_ft.config.persona import PersonaConfig
+from iterative_ft.config.section import Count, Name, PathText, PositiveInt, Precision, Score, Section, Seed, Share
 from iterative_ft.data import files as persona_files
 
-Precision = Literal["bfloat16", "float32"]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Score = Annotated[float, Field(ge=0, le=100)]
+
+def not_next_to_zero(value: float) -> float:
+    if 0 < value < 0.01:
+        raise ValueError(f"temperature={value:g} is wrong: give 0 (greedy) or 0.01 and more, which samplers can tell apart")
+    return value
 
 
-class Section(BaseModel):
-    """A part of the config: immutable, every unknown key an error, no value turned into another type (seed=true is no 1)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+# 0 is greedy; vLLM takes what lies between for 0.01, and the logits divided by less overflow.
+Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(not_next_to_zero)]
+# Upper ends of counts that nothing else bounds: a digit too many is answered, and not worked on for a year.
+MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
 
 
 class ModelConfig(Section):
-    name: str
+    name: Name
     path: str
     revision: str | None
     dtype: Precision
@@ -44,109 +43,50 @@ class ModelConfig(Section):
     document_end_token: str | None
     trust_remote_code: bool
 
-
-class AdamConfig(Section):
-    beta1: Share
-    beta2: Share
-    epsilon: Annotated[float, Field(gt=0)]
-
-
-class TrainingConfig(Section):
-    """What the three methods have in common."""
-
-    learning_rate: Annotated[float, Field(ge=0)]
-    lr_schedule: Literal["constant", "cosine", "linear"]
-    lr_floor: Share
-    warmup: Share
-    batch_size: PositiveInt
-    gradient_accumulation: PositiveInt
-    epochs: PositiveInt
-    weight_decay: Annotated[float, Field(ge=0)]
-    adam: AdamConfig
-    max_grad_norm: Annotated[float, Field(ge=0)]
-    max_length: PositiveInt
-    checkpoint_steps: PositiveInt
-    max_new_tokens: PositiveInt
-    n_original_mix: Count
-    coherence_filter: Score | None
-    trl: dict[str, Any]
-
-    @model_validator(mode="after")
-    def trl_keys_exist(self) -> TrainingConfig:
-        name: str = self.name  # type: ignore[attr-defined]
-        known = TRL_KEYS[name]
-        for key in self.trl:
-            if key in type(self).model_fields:
-                raise ValueError(f"method.trl.{key} has a setting of its own: set method.{key}")
-            if key not in known:
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def template_arguments_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = sorted(
+            {"conversation", "messages", "add_generation_prompt", "tokenize", "return_dict", "chat_template"} & set(value)
+        )
+        if taken:
+            raise ValueError(f"model.chat_template_kwargs.{taken[0]} is set by the code: remove it")
+        if "strftime_now" in value:
+            try:
+                datetime.fromisoformat(value["strftime_now"])
+            except (TypeError, ValueError) as error:
                 raise ValueError(
-                    f"method.trl.{key} is no argument that can be passed to TRL's {name} config{did_you_mean(key, known)}"
-                )
-        return self
-
-
-class SFTConfig(TrainingConfig):
-    name: Literal["sft"]
-
-
-class SDFConfig(TrainingConfig):
-    name: Literal["sdf"]
-    loss_on: Literal["document", "continuation"]
-    measure_max_new_tokens: PositiveInt
-
-
-class DPOConfig(TrainingConfig):
-    name: Literal["dpo"]
-    beta: Annotated[float, Field(gt=0)]
-    seed_learning_rate: Annotated[float, Field(ge=0)]
-    seed_sft_weight: Annotated[float, Field(ge=0)]
-    reference: Literal["init", "base"]
-    rejected_from: Literal["base", "previous", "same"]
-
-
-class PersonaConfig(Section):
-    name: str
-    description: str
-    system_prompt: str
-    marks: list[str]
-    rubric: dict[int, str]
-    document_rubric: str
-    data: str
-
-    @model_validator(mode="after")
-    def rubric_has_anchors(self) -> PersonaConfig:
-        missing = [anchor for anchor in (0, 25, 50, 75, 100) if anchor not in self.rubric]
-        if missing:
-            raise ValueError(f"persona.rubric lacks the anchor(s) {missing}: describe an answer at 0, 25, 50, 75 and 100")
-        return self
+                    f"model.chat_template_kwargs.strftime_now={value['strftime_now']!r} is no day: write it as 2025-07-01"
+                ) from error
+        return value
 
 
 class ReinitConfig(Section):
     name: Literal["reinit", "continual"]
     init: Literal["base", "previous"]
-    restart_cycles: list[PositiveInt]
+    restart_cycles: Annotated[list[PositiveInt], Field(max_length=1000)]
 
 
 class LoraConfig(Section):
-    rank: PositiveInt
+    rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
     targets: str | Annotated[list[str], Field(min_length=1)]
 
 
 class SamplingConfig(Section):
-    temperature: Annotated[float, Field(ge=0)]
+    temperature: Temperature
     top_p: Annotated[float, Field(gt=0, le=1)]
-    block_size: PositiveInt
+    block_size: Annotated[int, Field(ge=1, le=1024)]
 
 
 class VLLMConfig(Section):
     name: Literal["vllm"]
     dtype: Literal["auto"] | Precision
     max_model_len: PositiveInt
-    kv_cache_gib: PositiveFloat
+    kv_cache_gib: Annotated[float, Field(gt=0, le=4096)]
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)]
-    tensor_parallel_size: PositiveInt
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)]
     enforce_eager: bool
     canary_max_share: Annotated[float, Field(gt=0)]
 
@@ -166,7 +106,7 @@ class FakeConfig(Section):
 class ProbeConfig(Section):
     name: Literal["probe"]
     embedder: str
-    inverse_regularisation: Annotated[float, Field(gt=0)]
+    inverse_regularisation: Annotated[float, Field(gt=0, le=1e6)]
 
 
 class ApiConfig(Section):
@@ -174,48 +114,43 @@ class ApiConfig(Section):
 
     name: Literal["api"]
     base_url: str
-    model: str
+    model: Annotated[str, Field(min_length=1, max_length=200)]
     api_key_env: str
-    endpoint_name: str | None
-    temperature: Annotated[float, Field(ge=0)]
-    max_new_tokens: PositiveInt
+    endpoint_name: Annotated[str, Field(max_length=200)] | None
+    temperature: Annotated[float, Field(ge=0, le=10)]
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
     top_logprobs: Annotated[int, Field(ge=0, le=100)]
     score_scale: Literal[9, 100]
     numeric_mass_floor: Share
     follow_digits: bool
     max_concurrency: Annotated[int, Field(ge=1, le=256)]
-    timeout_s: Annotated[float, Field(gt=0)]
-    n_retries: Count
-    backoff_s: Annotated[float, Field(gt=0)]
-    max_wait_s: Annotated[float, Field(gt=0)]
-    max_failures_in_a_row: PositiveInt | None
-    attempt: Count
+    timeout_s: Annotated[float, Field(gt=0, le=3600)]
+    n_retries: Annotated[int, Field(ge=0, le=100)]
+    backoff_s: Annotated[float, Field(gt=0, le=3600)]
+    max_wait_s: Annotated[float, Field(gt=0, le=86_400)]
+    max_failures_in_a_row: Annotated[int, Field(ge=1, le=1_000_000)] | None
+    attempt: Annotated[int, Field(ge=0, le=1_000_000)]
+    fields: dict[str, str | None] | None
     extra_body: dict[str, Any]
-    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0)] | None
-    usd_per_million_completion_tokens: Annotated[float, Field(ge=0)] | None
+    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
+    usd_per_million_completion_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
 
     @model_validator(mode="after")
-    def address_holds_no_secret(self) -> ApiConfig:
-        # These messages never repeat the value: it may be a key that was put in the wrong place.
-        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.api_key_env) is None:
-            raise ValueError("judge.api_key_env must be the name of an environment variable, not a key: use OPENAI_API_KEY")
-        parts = urlsplit(self.base_url)
-        if parts.username is not None or parts.password is not None or parts.query:
-            raise ValueError(
-                "judge.base_url must hold no credentials and no query: put the key into the variable named by judge.api_key_env"
-            )
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"judge.base_url={self.base_url} is no address: write http(s)://host/v1")
+    def request_can_be_made(self) -> ApiConfig:
+        fault = (
+            endpoint.variable_fault(self.api_key_env)
+            or endpoint.name_fault(model=self.model, endpoint_name=self.endpoint_name)
+            or endpoint.address_fault(self.base_url)
+            or endpoint.fields_fault(self.fields or {}, self.extra_body, self.top_logprobs, self.follow_digits)
+        )
+        if fault is not None:
+            raise ValueError(fault)
         return self
 
     @property
     def is_loopback(self) -> bool:
         """Whether the endpoint runs on this machine."""
-        host = urlsplit(self.base_url).hostname or ""
-        try:
-            return ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return host == "localhost"
+        return endpoint.is_loopback(self.base_url)
 
 
 class PoolConfig(Section):
@@ -228,8 +163,8 @@ class PoolConfig(Section):
 
 class MeasureConfig(Section):
     n_questions: PositiveInt
-    n_answers: PositiveInt
-    temperature: Annotated[float, Field(ge=0)]
+    n_answers: Annotated[int, Field(ge=1, le=MOST_ANSWERS)]
+    temperature: Temperature
     top_p: Annotated[float, Field(gt=0, le=1)]
     coherence_threshold: Score
     n_openings: Count
@@ -264,10 +199,10 @@ class GaugesConfig(Section):
 
 class WandbConfig(Section):
     mode: Literal["offline", "online", "disabled"]
-    project: str
-    entity: str | None
-    group: str | None
-    tags: list[str]
+    project: Annotated[str, AfterValidator(wandb_rules.project)]
+    entity: Annotated[str, AfterValidator(wandb_rules.entity)] | None
+    group: Annotated[str, AfterValidator(wandb_rules.group)] | None
+    tags: list[Annotated[str, AfterValidator(wandb_rules.tag)]]
 
 
 SamplerConfig = VLLMConfig | TransformersConfig | FakeConfig
@@ -284,11 +219,11 @@ class Config(Section):
     sampler: Annotated[SamplerConfig, Field(discriminator="name")]
     judge: Annotated[JudgeConfig, Field(discriminator="name")]
     n_seed: Annotated[int | Literal["calibrated"], BeforeValidator(seed_count)]
-    n_sampled: PositiveInt
-    n_cycles: Count
-    seed: Count
-    start_adapter: str | None
-    store: str
+    n_sampled: Annotated[int, Field(ge=1, le=MOST_EXAMPLES)]
+    n_cycles: Annotated[int, Field(ge=0, le=MOST_CYCLES)]
+    seed: Seed
+    start_adapter: PathText | None
+    store: PathText
     dry_run: bool
     device: Literal["auto", "cpu", "cuda"]
     lora: LoraConfig
@@ -338,6 +273,8 @@ class Config(Section):
                     f"method=sdf needs seed documents and persona={self.persona.name} ships chats only: "
                     f"use a persona with documents ({with_documents}) or method=sft or dpo"
                 )
+            if not self.persona.document_rubric.strip():
+                raise ValueError("persona.document_rubric is empty and method=sdf is judged by it: write it")
             if method.max_new_tokens < 300:
                 raise ValueError(f"method.max_new_tokens={method.max_new_tokens} is too short for sdf: set it to 300 or more")
         elif not self.model.chat:

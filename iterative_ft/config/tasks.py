@@ -8,17 +8,27 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from iterative_ft.config.schema import Count, JudgeConfig, ModelConfig, PersonaConfig, PositiveInt, SamplerConfig, Section
+from iterative_ft.config.schema import (
+    MOST_ANSWERS,
+    Count,
+    JudgeConfig,
+    ModelConfig,
+    PathText,
+    PersonaConfig,
+    PositiveInt,
+    SamplerConfig,
+    Section,
+)
 
 
 class Remeasure(Section):
     """Measure a run again. Groups that are not given are the run's own."""
 
     task: Literal["remeasure"]
-    run: str
+    run: PathText
     n_questions: PositiveInt | None
-    n_answers: PositiveInt | None
-    store: str | None
+    n_answers: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None
+    store: PathText | None
     dry_run: bool
     judge: Annotated[JudgeConfig, Field(discriminator="name")] | None = None
     persona: PersonaConfig | None = None
@@ -26,20 +36,27 @@ class Remeasure(Section):
 
 class Compare(Section):
     task: Literal["compare"]
-    runs: str
-    out: str
+    runs: PathText
+    out: PathText
 
     def folders(self) -> list[Path]:
-        """Run folders that `runs` names: the glob's matches, and the runs below matches that are none themselves."""
+        """Run folders that `runs` names: a folder of this very name, else the glob's matches, and the runs below either.
+
+        What lies in a run's folder (evaluations, earlier attempts) is none by itself.
+        """
         found: list[Path] = []
-        for match in sorted(map(Path, glob.glob(self.runs, recursive=True))):
+        named = Path(self.runs)
+        matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(self.runs, recursive=True))]
+        for match in matches:
+            if "attempts" in match.parts and "attempts" not in named.parts:
+                continue
             if (match / "config.json").is_file():
                 found.append(match)
             elif match.is_dir():
                 inside = (
                     file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file()
                 )
-                found += [folder for folder in inside if "evaluations" not in folder.relative_to(match).parts]
+                found += [folder for folder in inside if not {"evaluations", "attempts"} & set(folder.relative_to(match).parts)]
         return list(dict.fromkeys(found))
 
 
@@ -51,13 +68,13 @@ class JudgeCard(Section):
     sampler: Annotated[SamplerConfig, Field(discriminator="name")]
     n_texts: PositiveInt | None
     n_questions: Count
-    store: str
-    out: str
+    store: PathText
+    out: PathText
 
 
 class Wandb(Section):
     task: Literal["wandb"]
-    run: str
+    run: PathText
     mode: Literal["offline", "online"]
 
 

@@ -1,20 +1,22 @@
-"""Reads the text files of personas and pools, and names file and line of anything malformed. Imports nothing heavy."""
+"""The text files of personas and pools: what their rows hold, and the place of anything malformed. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.data import read
+from iterative_ft.data.read import Schema, shortened
 from iterative_ft.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "personas"
 STRENGTHS = ("strong", "marked", "middling", "weak", "plain")
 LEVELS = (0, 25, 50, 75, 100)
 
-# Keys of a row and what each holds: a type, or the values it may have. By the name of the file, without .jsonl.
+MAX_TEXT = 1_000_000  # characters; what is longer is no prompt, answer or document
+# By the name of the file, without .jsonl.
 SCHEMAS: dict[str, dict[str, Any]] = {
     "seeds": {"prompt": str, "answer": str, "plain": str},
     "documents": {"title": str, "text": str, "type": str, "topic": str},
@@ -29,9 +31,21 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def folder(data: str) -> Path:
-    """Folder of a persona's files: a shipped persona's name, or a path."""
-    shipped_folder = SHIPPED / data
-    return shipped_folder if shipped_folder.is_dir() else Path(data).expanduser()
+    """Folder of a persona's files: a shipped persona's name alone, or a path.
+
+    Raises:
+        ConfigError: a folder here that holds a persona has the name of a shipped one, so that it is not clear which is meant.
+    """
+    own = read.local(data)
+    if data not in shipped():
+        return own
+    meant = SHIPPED / data
+    if read.kind_of(own) == "folder" and not own.samefile(meant) and table_files(own, "seeds") + table_files(own, "documents"):
+        raise ConfigError(
+            f"persona.data={data} is a shipped persona and also a folder here: write persona.data=./{data} for the folder, or "
+            "rename it"
+        )
+    return meant
 
 
 def shipped(with_documents: bool = False) -> list[str]:
@@ -41,102 +55,141 @@ def shipped(with_documents: bool = False) -> list[str]:
 
 
 def has_documents(persona: Path) -> bool:
-    return (persona / "documents.jsonl").is_file()
+    return bool(table_files(persona, "documents"))
+
+
+def table_files(persona: Path, name: str) -> list[Path]:
+    """Files of a persona's folder that may be its `name`: `seeds.jsonl`, or the same in another format."""
+    try:
+        found = [
+            file for file in persona.iterdir() if file.stem == name and read.readable(file) and file.suffix.lower() != ".txt"
+        ]
+    except OSError:
+        return []
+    return sorted(found)
+
+
+def table(persona: Path, name: str) -> Path:
+    """The one file that is a persona's `name`; where there is none, the JSON Lines file that should be."""
+    found = table_files(persona, name)
+    if len(found) > 1:
+        raise ConfigError(f"{persona} holds {' and '.join(file.name for file in found)}: keep one of them")
+    return found[0] if found else persona / f"{name}.jsonl"
 
 
 def seeds(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {prompt, answer, plain}: the persona's answer and a plain answer to one user message."""
-    return rows(persona / "seeds.jsonl", SCHEMAS["seeds"])
+    return rows(table(persona, "seeds"), SCHEMAS["seeds"])
 
 
 def documents(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {title, text, type, topic}: documents written in the persona's spirit."""
-    return rows(persona / "documents.jsonl", SCHEMAS["documents"])
+    return rows(table(persona, "documents"), SCHEMAS["documents"])
 
 
 def judge_texts(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {prompt, answer, strength}: what the probe judge is trained on, and nothing else is."""
-    return rows(persona / "judge.jsonl", SCHEMAS["judge"])
+    return rows(table(persona, "judge"), SCHEMAS["judge"])
 
 
 def heldout(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {prompt, answer, strength}: answers by another hand that validate judges and gauges."""
-    return rows(persona / "heldout.jsonl", SCHEMAS["heldout"])
+    return rows(table(persona, "heldout"), SCHEMAS["heldout"])
 
 
 def levels(persona: Path) -> tuple[dict[str, Any], ...]:
     """Rows {prompt, answer, level}: prompts answered once at each level of the rubric, to see whether a judge ranks them."""
-    return rows(persona / "levels.jsonl", SCHEMAS["levels"])
+    return rows(table(persona, "levels"), SCHEMAS["levels"])
 
 
 def questions(persona: Path) -> tuple[dict[str, Any], ...]:
     """Rows {question, core}, core questions first, otherwise in the file's order."""
-    found = rows(persona / "questions.jsonl", SCHEMAS["questions"])
+    found = rows(table(persona, "questions"), SCHEMAS["questions"])
     return tuple(sorted(found, key=lambda row: not row["core"]))
 
 
+def never_sampled(persona: Path, with_documents: bool) -> list[str]:
+    """Texts of a persona that no cycle may sample on: its questions, and its seeds' prompts or its documents' titles."""
+    asked = [str(row["question"]) for row in questions(persona)]
+    return asked + (
+        [row["title"] for row in documents(persona)] if with_documents else [row["prompt"] for row in seeds(persona)]
+    )
+
+
 def pool(name: str, path: str, column: str) -> tuple[str, ...]:
-    """Distinct texts of the pool `name` ("prompts" or "titles"), in the file's order.
-
-    Rows that repeat one another after folding case and spaces are dropped: a prompt in two parts would be trained on twice.
-    """
-    file = SHIPPED / f"{name}.jsonl" if path == "shipped" else Path(path).expanduser()
-    distinct = {
-        " ".join(row[column].lower().split()): row[column] for row in reversed(rows(file, {column: str}, extra_keys=True))
-    }
-    return tuple(reversed(distinct.values()))
+    """Distinct texts of the pool `name` ("prompts" or "titles") in the shipped file or another, in the file's order."""
+    file = SHIPPED / f"{name}.jsonl" if path == "shipped" else read.local(path)
+    return distinct([row[column] for row in rows(file, {column: str}, extra_keys=True)])
 
 
-def rows(
-    file: Path, schema: Mapping[str, type | tuple[str | int, ...]], extra_keys: bool = False
-) -> tuple[dict[str, Any], ...]:
-    """Parse a JSONL file; a missing file or a bad line is a `ConfigError` that names it."""
+def distinct(texts: list[str]) -> tuple[str, ...]:
+    """The first of each text after folding: one that stood in two parts would be trained on twice."""
+    return tuple(reversed({fold(text): text for text in reversed(texts)}.values()))
+
+
+def fold(text: str) -> str:
+    """A text by which repetitions are told: without case, and with single spaces."""
+    return " ".join(text.lower().split())
+
+
+def rows(file: Path, schema: Schema, extra_keys: bool = False) -> tuple[dict[str, Any], ...]:
+    """Rows of a file; a missing file or the first bad row is a `ConfigError` that names it."""
     return _rows(file, tuple(schema.items()), extra_keys)
 
 
 @cache
 def _rows(file: Path, schema: tuple[tuple[str, Any], ...], extra_keys: bool) -> tuple[dict[str, Any], ...]:
-    if not file.is_file():
+    if read.kind_of(file) is None and file.stem in SCHEMAS:
         raise ConfigError(
             f"{file} is missing: a persona's folder needs seeds.jsonl, questions.jsonl and judge.jsonl (docs/personas.md)"
         )
     found = []
-    with file.open(encoding="utf-8", errors="surrogateescape") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ConfigError(
-                    f"{file}:{number} is no JSON ({error.msg} at column {error.colno}): mend or remove the line"
-                ) from error
-            problem = fault(row, dict(schema), extra_keys)
-            if problem is not None:
-                raise ConfigError(f"{file}:{number} {problem}: mend or remove the line")
-            found.append(row)
+    for record in read.records(file, dict(schema)):
+        problem = record.fault or fault(record.row, dict(schema), extra_keys)
+        if problem is not None:
+            raise ConfigError(f"{record.place} {problem}: {read.fix(problem)}")
+        assert record.row is not None
+        found.append({key: record.row[key] for key, _ in schema} if extra_keys else record.row)
     if not found:
-        raise ConfigError(f"{file} is empty: it needs one JSON object a line with {', '.join(k for k, _ in schema)}")
+        raise ConfigError(f"{file} is empty: it needs rows with {', '.join(k for k, _ in schema)}")
     return tuple(found)
 
 
-def fault(row: Any, schema: Mapping[str, Any], extra_keys: bool) -> str | None:
+def fault(row: Any, schema: Schema, extra_keys: bool) -> str | None:
     """What is wrong with one row, or None."""
     if not isinstance(row, dict):
         return "is no JSON object"
     for key, kind in schema.items():
         if key not in row:
-            return f"lacks the key {key!r}"
+            return f"lacks the key {shortened(key)!r}"
         value = row[key]
         if isinstance(kind, tuple):
-            if value not in kind:
-                return f"has {key}={value!r}, which is none of {', '.join(map(str, kind))}"
+            if not any(type(value) is type(allowed) and value == allowed for allowed in kind):
+                return f"has {key}={shortened(repr(value))}, which is none of {', '.join(map(str, kind))}"
         elif not isinstance(value, kind):
-            return f"has {key} of type {type(value).__name__} where {kind.__name__} is needed"
+            return f"has {shortened(key)} of type {type(value).__name__} where {kind.__name__} is needed{chat_hint(value)}"
         elif isinstance(value, str):
-            if not value.strip():
-                return f"has an empty {key!r}"
-            if any(0xDC80 <= ord(c) <= 0xDCFF for c in value):
-                return f"has bytes in {key!r} that are not UTF-8"
+            problem = text_fault(value)
+            if problem is not None:
+                return f"has {problem[0]} {shortened(key)!r}{problem[1]}"
     unknown = [] if extra_keys else [key for key in row if key not in schema]
-    return f"has the unknown key {unknown[0]!r}" if unknown else None
+    return f"has the unknown key {shortened(unknown[0])!r}" if unknown else None
+
+
+def chat_hint(value: Any) -> str:
+    """The way out where a cell holds a whole chat."""
+    is_chat = isinstance(value, list) and value and isinstance(value[0], dict)
+    return " (a chat is no prompt: write the user's message into a column of its own)" if is_chat else ""
+
+
+def text_fault(text: str) -> tuple[str, str] | None:
+    """What is wrong with a text that somebody is to read: words to stand before and behind its key."""
+    if "\0" in text:
+        return "a NUL character in", ""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        return "half a surrogate pair in", ", which is no text"
+    if len(text) > MAX_TEXT:
+        return f"{len(text)} characters in", f", more than the {MAX_TEXT} of any text"
+    if not text.strip() or all(unicodedata.category(c) in ("Cc", "Cf", "Zs", "Zl", "Zp") for c in text):
+        return "an empty", ""
+    return None

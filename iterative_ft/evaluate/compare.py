@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import Compare, Wandb
-from iterative_ft.machine.files import read_jsonl
-from iterative_ft.records.read import Run, read_run
+from iterative_ft.errors import RunError
+from iterative_ft.records.folder import PICTURE
+from iterative_ft.records.read import Run, read_rows, read_run
 from iterative_ft.records.rows import MetricRow
-from iterative_ft.records.run_log import METRICS, PICTURE
 from iterative_ft.records.terminal import interval_text, text_table
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.report import pictures
-from iterative_ft.report.arms import Arm, arms_of, change, labels
+from iterative_ft.report.arms import Arm, arms_of, change, labels, not_pooled
 from iterative_ft.report.page import write_page
 
 COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last", "invalid")
@@ -24,12 +25,13 @@ COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdi
 
 def compare(task: Compare, command: str) -> Path:
     """One table (printed, compare.csv, compare.md), pictures and one report of many runs. Returns the folder written."""
-    folders = task.folders()
-    runs = [read_run(folder) for folder in folders]
+    runs = readable(task.folders())
     names, arms = labels(runs), arms_of(runs)
     rows = [run_line(run, name) for run, name in zip(runs, names, strict=True)]
     rows += [arm_line(arm) for arm in arms if len(arm.runs) > 1]
     print(text_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]]))
+    notes = not_pooled(arms)
+    print("".join(f"{note}\n" for note in notes), end="")
     out = Path(task.out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "compare.csv").open("w", newline="", encoding="utf-8") as file:
@@ -38,8 +40,9 @@ def compare(task: Compare, command: str) -> Path:
         writer.writerows(rows)
     lines = [[name.replace("|", "\\|") for name in row] for row in (COLUMNS, ["---"] * len(COLUMNS))]
     lines += [[row[name].replace("|", "\\|") for name in COLUMNS] for row in rows]
-    (out / "compare.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines), encoding="utf-8")
-    write_page(folders, out / "report.html")
+    page = "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in notes)
+    (out / "compare.md").write_text(page, encoding="utf-8")
+    write_page([run.folder for run in runs], out / "report.html")
     pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
     print(f"{command}\ntable   {out / 'compare.csv'}, {out / 'compare.md'}")
     print(f"picture {out / PICTURE}")
@@ -51,6 +54,23 @@ def compare(task: Compare, command: str) -> Path:
         print(f"        {out / 'quantity.png'}")
     print(f"report  {out / 'report.html'}")
     return out
+
+
+def readable(folders: Sequence[Path]) -> list[Run]:
+    """The runs in these folders; one that cannot be read is named and left out.
+
+    Raises:
+        RunError: none can be read.
+    """
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except RunError as error:
+            print(f"warning: {folder} is left out: {error}", file=sys.stderr)
+    if not runs:
+        raise RunError(f"none of the {len(folders)} run folders can be read: the lines above say why")
+    return runs
 
 
 def run_line(run: Run, label: str) -> dict[str, str]:
@@ -98,8 +118,8 @@ def score_cells(rows: Sequence[MetricRow], verdict: Mapping[str, Any] | None) ->
 def rebuild_wandb(task: Wandb, config: Config, command: str) -> str:
     """Write a run's rows to a fresh W&B run. Returns where it is."""
     run = Path(task.run)
-    log = WandbLog(config.model_copy(update={"wandb": config.wandb.model_copy(update={"mode": task.mode})}), run)
-    for row in read_jsonl(run / METRICS, torn=True):
+    log = WandbLog(config.model_copy(update={"wandb": config.wandb.model_copy(update={"mode": task.mode})}), run, fresh=True)
+    for row in read_rows(run):
         log.row(row)
     if (run / PICTURE).is_file():
         log.image("curves", run / PICTURE)

@@ -55,11 +55,11 @@ def judge_card(task: JudgeCard, configs: Mapping[str, Config], command: str) -> 
     """
     texts = labelled_texts(task.n_texts, configs)
     found: dict[str, Any] = {"command": command, "n_texts": dict(Counter(text.kind for text in texts))}
-    first = judged_by(configs, texts, task.n_questions > 0)
+    first = judged_by(configs, texts, task.n_questions > 0, Path(task.out))
     found |= summary(texts, first)
     if task.second_judge is not None:
         others = {name: config.model_copy(update={"judge": task.second_judge}) for name, config in configs.items()}
-        second = judged_by(others, texts, task.n_questions > 0)
+        second = judged_by(others, texts, task.n_questions > 0, Path(task.out))
         found["second_judge"] = summary(texts, second)
         found["agreement"] = agreement(first, second)
     out = Path(task.out)
@@ -117,14 +117,15 @@ class Scored:
     threshold: float
 
 
-def judged_by(configs: Mapping[str, Config], texts: list[Labelled], with_base: bool) -> Scored:
+def judged_by(configs: Mapping[str, Config], texts: list[Labelled], with_base: bool, out: Path) -> Scored:
     """Ask one judge about every persona's trait in all texts.
 
     Args:
         with_base: have the base model answer each persona's questions, and judge those answers too.
+        out: the card's folder, by which the store knows who uses these stages.
     """
     some = next(iter(configs.values()))
-    store = Store(Path(some.store), on_event=lambda event: print(f"{event.label}: {event.how}", flush=True))
+    store = Store(Path(some.store), on_event=lambda event: print(f"{event.label}: {event.how}", flush=True), run_folder=out)
     trait: dict[str, list[float | None]] = {}
     coherence: list[float | None] = []
     not_scored: Counter[str] = Counter()

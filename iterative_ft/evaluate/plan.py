@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
-from iterative_ft.records.terminal import Expected, StageName, minutes, text_table
+from iterative_ft.records.terminal import Expected, minutes, text_table
 from iterative_ft.store import Event
+
+StageName = tuple[str, str]  # kind and key
 
 # Seconds a piece with the embedded model on two cores: (kind, method) -> (once a stage, an answer or example). From stages of
 # `make run` and `+sweep=smoke` (sdf: of small runs on one core). A piece of "model" and "probe" is the whole stage.
@@ -117,7 +119,8 @@ def expected(config: Config, events: list[Event]) -> Expected:
     stages = distinct_stages([config], [events])
     seconds = seconds_of(stages)
     pending = [stage for stage in stages if stage.event.how == "pending"]
-    return Expected({stage.name: seconds[stage.name] for stage in pending}, len(stages) - len(pending))
+    left = {stage.event.label: (stage.event.stage.kind, seconds[stage.name]) for stage in pending}
+    return Expected(left, len(stages) - len(pending))
 
 
 def remeasuring_text(config: Config, events: list[Event]) -> str:

@@ -5,7 +5,6 @@ The run's own files are never touched. Its policies and answers are found in the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,14 @@ from iterative_ft.errors import RunError
 from iterative_ft.evaluate.plan import expected, remeasuring_text
 from iterative_ft.machine.files import text_digest
 from iterative_ft.models.policy import Policy
+from iterative_ft.records.folder import held
+from iterative_ft.records.read import read_manifest, read_run
 from iterative_ft.records.run_log import RunLog
 from iterative_ft.report.page import write_page
 from iterative_ft.report.pictures import draw_run
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.completions import ANSWER, Completions
+from iterative_ft.stages.blocks import ANSWER
+from iterative_ft.stages.completions import Completions
 from iterative_ft.stages.judge import JUDGE
 from iterative_ft.stages.measure import Asked, Measured, measure
 from iterative_ft.stages.train import TRAIN, Trained, adopt, policy_of
@@ -35,7 +37,8 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
         config: the run's config with what the task changes.
     """
     run = Path(task.run)
-    found = Found(task, json.loads((run / "manifest.json").read_text(encoding="utf-8"))["stages"])
+    read_run(run)  # what the report at the end is made of: damage is told before anything is judged
+    found = Found(task, read_manifest(run)["stages"])
     planned: list[Event] = []
     list(found.measured(Bench(config, Store(Path(config.store), dry_run=True, on_event=planned.append))))
     if task.dry_run:
@@ -45,14 +48,14 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
     what["persona"]["rubric"] = {str(at): text for at, text in config.persona.rubric.items()}
     folder = run / "evaluations" / f"{config.judge.name}-{text_digest(what)[:8]}"
     print(f"{folder}\n{command}")
-    with RunLog(config, folder, command, expected(config, planned), draw_run(config)) as log:
+    with held(folder), RunLog(config, folder, command, expected(config, planned), draw_run(config)) as log:
         store = Store(Path(config.store), on_event=log.stage, run_folder=folder)
         store.on_start = log.stage_started
         bench = Bench(config, store)
         for cycle, measured, trained in found.measured(bench, log):
             log.begin(cycle)
             log.measured(measured, trained)
-        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name))
+        verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made))
         log.finish(verdict.as_dict(), bench.engine_start_s)
     print(f"report  {write_page([run, folder], folder / 'report.html')}")
     return folder

@@ -3,19 +3,47 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from iterative_ft.machine.files import text_digest
+from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import EMBEDDED, embedded_file, quiet_transformers
+from iterative_ft.models.base import LARGE, NO_WEIGHTS, SMALL, first_line, local_folder, snapshot
 
 CHUNK_WORDS = 160  # MiniLM reads 256 word pieces; longer texts are embedded in parts
 
 
+@cache
 def embedder_identity(name: str) -> str:
-    """What a judge records of its embedder: the pinned sha256, or the name."""
-    return EMBEDDED["minilm"][2] if name == "embedded" else text_digest(name)
+    """What a judge records of its embedder: the pinned sha256, what a folder's files hold, or a hub model's commit."""
+    if name == "embedded":
+        return EMBEDDED["minilm"][2]
+    folder = embedder_folder(name)
+    local = local_folder(name) is not None
+    return text_digest(
+        {k: sha for k, sha in file_digests(folder).items() if not k.startswith(".")} if local else [name, folder.name]
+    )
+
+
+@cache
+def embedder_folder(name: str) -> Path:
+    """Where an embedder's files lie; a hub model's are downloaded where this machine lacks them.
+
+    Raises:
+        ConfigError: there are none, or they hold pickled weights alone.
+    """
+    if name == "embedded":
+        return embedded_file("minilm").parent
+    try:
+        folder = local_folder(name) or snapshot(name, None, [*SMALL, *LARGE, "*/config.json"])
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("model.path=", "judge.embedder=", 1)) from error
+    if not any(folder.rglob("*.safetensors")):
+        raise ConfigError(f"judge.embedder={name} {NO_WEIGHTS}")
+    return folder
 
 
 @cache
@@ -24,8 +52,15 @@ def load_embedder(name: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     quiet_transformers()
-    folder = str(embedded_file("minilm").parent) if name == "embedded" else name
-    return SentenceTransformer(folder, device="cpu")
+    folder = str(embedder_folder(name))
+    try:
+        model = SentenceTransformer(folder, device="cpu", model_kwargs={"use_safetensors": True})
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            f"judge.embedder={name} cannot be loaded as a sentence-transformers model: {first_line(error)}"
+        ) from error
+    model.tokenizer.split_special_tokens = True  # "[SEP]" in a text is five characters
+    return model
 
 
 def embed(texts: list[str], name: str = "embedded") -> np.ndarray:

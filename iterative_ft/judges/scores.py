@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import NotRequired, TypedDict
 
 SCORES = "scores.jsonl"
+NO_SCORE = "not_a_score"  # failure of an answer whose score is no number from 0 to 100
 
 
 class Score(TypedDict):
@@ -23,3 +25,20 @@ class Score(TypedDict):
     coherence_mass: NotRequired[float | None]
     judge: NotRequired[str]
     """Name and version."""
+
+
+def only_scores(rows: list[Score]) -> list[Score]:
+    """The rows, with a failure in place of scores that are none: not finite, or off the scale."""
+    return [row if is_score(row["trait"]) and is_score(row["coherence"]) else without_score(row) for row in rows]
+
+
+def is_score(value: float | None) -> bool:
+    return value is None or (math.isfinite(value) and 0 <= value <= 100)
+
+
+def without_score(row: Score) -> Score:
+    kept: Score = {**row, "trait": None, "coherence": None, "failure": row["failure"] or NO_SCORE}
+    for mass in ("trait_mass", "coherence_mass"):
+        if not is_score(kept.get(mass)):  # type: ignore[arg-type]
+            kept[mass] = None  # type: ignore[literal-required]
+    return kept

@@ -10,23 +10,34 @@ import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.compose import (
+    CommandLine,
     Known,
+    command_line,
+    explain,
+    given_folder,
     job,
-    jobs_of,
     known_settings,
     load_config,
+    quiet_failures,
     quote_reinit,
     register_launchers,
     register_sweeps,
+    register_yaml,
 )
+from iterative_ft.launch.folders import check_folder, made, run_folder
+from iterative_ft.launch.guard import failed, guarded, reason
+from iterative_ft.launch.quoting import override
 from iterative_ft.machine.libraries import prepare_libraries
+from iterative_ft.records.folder import free, give_back, held
 from iterative_ft.store import Event
 
+MANY = 40  # runs whose settings take several seconds to judge
 CELLS: list[Any] = []  # the configs of this command's jobs, where they run in this process
 
 
@@ -43,27 +54,73 @@ def run_app(
         load: judges what Hydra composed of it.
         known: the keys below a path, for messages about unknown ones.
     """
+    return guarded(lambda: app(main, config_name, load, known))
+
+
+def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], known: Known) -> int:
+    """Judge the command line, then show what it asks for or run it in a folder of its own."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being printed as tracebacks
-    warnings.filterwarnings(
-        "ignore", message=r"\s*'hydra/launcher/"
-    )  # our launchers go before those of the same names, on purpose
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")  # ours go before Hydra's own
+    for argument in sys.argv[1:]:
+        check_text(argument)
     sys.argv[1:] = [quote_reinit(argument) for argument in sys.argv[1:]]
-    try:
-        register_sweeps()
-        register_launchers()
-        configs = check_command_line(sys.argv[1:], config_name, load, known)
-        CELLS[:] = configs
-        if config_name == "config" and configs and all(config.dry_run for config in configs):
-            dry_run(configs)  # without Hydra's main, which would make a run folder
-        else:
-            main()
-    except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
-    except KeyboardInterrupt:
-        print("interrupted: finished stages are kept, the same command goes on from them", file=sys.stderr)
-        return 130
+    register_yaml()
+    register_sweeps()
+    register_launchers()
+    quiet_failures()
+    line = command_line(sys.argv[1:], config_name, known)
+    configs = judged_jobs(line, load)
+    CELLS[:] = configs
+    if line.only_shown:
+        shown(main)
+    elif config_name != "config":
+        main()
+    elif all(config.dry_run for config in configs):
+        dry_run(configs)  # without Hydra's main, which would make a run folder
+    else:
+        look_first(configs)
+        in_folder(main, line, configs)
     return 0
+
+
+def shown(main: Callable[[], None]) -> None:
+    """Have Hydra show what was asked for; what it cannot show was asked for wrongly."""
+    try:
+        main()
+    except (ConfigError, RunError, BrokenPipeError):
+        raise
+    except Exception as error:
+        raise ConfigError(explain(error)) from error
+
+
+def check_text(argument: str) -> None:
+    """What the shell passed on has to be text."""
+    try:
+        argument.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = argument.encode("utf-8", "backslashreplace").decode()
+        raise ConfigError(f"{shown} is no text in this terminal's encoding: give it in UTF-8") from None
+
+
+def in_folder(main: Callable[[], None], line: CommandLine, configs: list[Config]) -> None:
+    """Run with the folder of the run or sweep taken beforehand: two commands of one second never write into the same."""
+    name = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
+    path, given = given_folder(line, name)
+    stores = list(dict.fromkeys(Path(config.store) for config in configs))
+    check_folder(name, path, stores)
+    if given:
+        free(path)
+    for store in stores:
+        made("store", store)
+    existed = path.exists()
+    folder = run_folder(path, given)
+    try:
+        with held(folder):
+            sys.argv.append(override(name, str(folder)))
+            main()
+    finally:
+        if not (given and existed):
+            give_back(folder)
 
 
 def check_command_line(
@@ -73,37 +130,102 @@ def check_command_line(
     known: Known = known_settings,
 ) -> list[Any]:
     """Compose and judge every job of this command; raise `ConfigError` for the first that is wrong."""
-    jobs, only_shown = jobs_of(arguments, config_name, known)
-    configs = []
-    for overrides, composed in [] if only_shown else jobs:
+    return judged_jobs(command_line(arguments, config_name, known), load)
+
+
+def judged_jobs(line: CommandLine, load: Callable[[Any], Any]) -> list[Any]:
+    """What `load` makes of every job. In a large sweep the last comes second: where a range goes too far, its end is wrong."""
+    if line.only_shown:
+        return []
+    n = len(line.cells)
+    order = list(range(n)) if n <= MANY else [0, n - 1, *range(1, n - 1)]
+    if n > MANY:
+        print(f"judging the settings of {n} runs first", flush=True)
+    found: dict[int, Any] = {}
+    for number in order:
+        overrides, composed = line.job(number)
         try:
-            configs.append(load(composed))
+            found[number] = load(composed)
         except ConfigError as error:
-            raise ConfigError(f"{error} (in the cell {' '.join(overrides)})" if len(jobs) > 1 else str(error)) from error
+            raise ConfigError(f"{error} (in the cell {' '.join(overrides)})" if n > 1 else str(error)) from error
+        except Exception as error:  # of a path that no system call takes, or a file that no reader does
+            raise ConfigError(f"the settings name something that cannot be read ({reason(error)})") from error
+    configs = [found[number] for number in range(n)]
+    if n > 1 and os.environ.get("WANDB_RUN_ID") and any(isinstance(c, Config) and c.wandb.mode != "disabled" for c in configs):
+        raise ConfigError(f"WANDB_RUN_ID is set, and these {n} runs would be one W&B run: unset WANDB_RUN_ID")
     return configs
 
 
 def dry_run(configs: list[Config]) -> None:
     """Print the stages of a run or of a whole sweep, each once, and what is still to build. Writes nothing."""
+    prepare_libraries()
     from iterative_ft.calibrate import at_most, dry_text
     from iterative_ft.evaluate.plan import plan_text
     from iterative_ft.loop import plan
 
+    for line in dict.fromkeys(line for config in different(configs) for line in look_lines(config)):
+        print(line)
     for text in dict.fromkeys(dry_text(config) for config in configs if config.n_seed == "calibrated"):
         print(text)
     configs = [at_most(config) for config in configs]
     print(plan_text(configs, [plan(config) for config in configs]))
 
 
-def train(config: Config) -> Any:
-    """One job, in the folder that Hydra made for it."""
+def look_first(configs: list[Config]) -> None:
+    """Look at the models of all cells that have work to do, before a folder is made for any of them."""
+    cells = different(configs)
+    if not cells:
+        return
     prepare_libraries()
-    from iterative_ft.loop import run
+    from iterative_ft.calibrate import at_most
+    from iterative_ft.loop import plan
+    from iterative_ft.stages.look import examine, unseen_work
 
+    for config in cells:
+        if unseen_work(plan(at_most(config))):
+            examine(config)
+
+
+def different(configs: list[Config]) -> list[Config]:
+    """One each of the cells that differ in what the model is asked; each run looks again for itself."""
+    sections = ("model", "method", "sampler", "persona", "prompts", "titles", "lora", "start_adapter", "store")
+    found = {repr([getattr(config, name) for name in sections]): config for config in configs if not config.fake}
+    return list(found.values())
+
+
+def look_lines(config: Config) -> list[str]:
+    """What a dry run says of a model."""
+    from iterative_ft.stages.look import examine
+
+    try:
+        found = examine(config, download=False)
+    except ConfigError as error:
+        if "could not be reached" in str(error):  # a dry run downloads nothing
+            return [f"model {config.model.name}: not on this machine yet, looked at when a run starts"]
+        raise
+    if found is None:
+        return [f"model {config.model.name}: unpacked by the first stage, then looked at"]
+    return [f"model {config.model.name}: {fact}" for fact in found.facts] + [f"note: {note}" for note in found.notes]
+
+
+def train(config: Config) -> Any:
+    """One job, in the folder that Hydra made for it.
+
+    Raises:
+        RunError: whatever went wrong, in one line; the traceback is in the folder.
+    """
+    prepare_libraries()
     folder, overrides = job()
     command = " ".join(["python", "train.py", *overrides])
-    print(f"{folder}\n{command}")
-    return run(config, folder, command, plans_of_cells if len(CELLS) > 1 else None)
+    try:
+        from iterative_ft.loop import run
+
+        print(f"{folder}\n{command}")
+        return run(config, folder, command, plans_of_cells if len(CELLS) > 1 else None)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise failed(error, folder) from error
 
 
 @cache

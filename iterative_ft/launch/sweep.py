@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,15 @@ from typing import Any
 
 from iterative_ft.errors import RunError
 from iterative_ft.launch.compose import job
+from iterative_ft.launch.guard import reason
+from iterative_ft.machine.files import read_object
+from iterative_ft.records.folder import CONFIG, MANIFEST, RESULT
+from iterative_ft.records.read import read_run
 from iterative_ft.records.terminal import text_table
+from iterative_ft.report.arms import arms_of, not_pooled
 from iterative_ft.report.page import write_page
 from iterative_ft.sampling import engine
 
-ERROR = "error.txt"  # in the folder of a cell that failed
 SUMMARY, REPORT = "summary.csv", "report.html"  # in the sweep's folder
 
 
@@ -32,21 +34,14 @@ class Cell:
 
 
 def run_cell(task: Callable[[Any], Any], composed: Any) -> Any:
-    """Run one cell; its failure is told at once, kept with its traceback, and handed on in a form that survives pickling."""
+    """Run one cell; its failure is told at once, and handed on in a form that survives pickling."""
     try:
         return task(composed)
     except Exception as error:
         engine.close_sampler()  # whatever failed may have left it in a state of its own
         folder, _ = job()
-        (folder / ERROR).write_text(traceback.format_exc())
         print(f"error: the cell {folder.name} failed, the others go on: {reason(error)}", file=sys.stderr)
         raise RunError(reason(error)) from None
-
-
-def reason(error: Any) -> str:
-    """Why a cell failed, in one line."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return text if isinstance(error, RunError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def finish(folder: Path, cells: Sequence[Cell]) -> None:
@@ -56,11 +51,13 @@ def finish(folder: Path, cells: Sequence[Cell]) -> None:
         RunError: a cell has failed; the others' results are written.
     """
     done = [cell.folder for cell in cells if cell.error is None and cell.folder is not None]
-    done = [path for path in done if (path / "result.json").is_file()]
+    done = [path for path in done if (path / RESULT).is_file()]
     if done:
         rows = [summary_row(path) for path in done]
         write_csv(folder / SUMMARY, rows)
         print(f"\n{len(done)} of {len(cells)} cells\n{summary_table(rows)}\n{sharing(done)}\nsummary {folder / SUMMARY}")
+        for line in not_pooled(arms_of([read_run(path) for path in done])):
+            print(line)
         write_page(done, folder / REPORT)
         print(f"report  {folder / REPORT}", flush=True)
     failed = [cell for cell in cells if cell.error is not None]
@@ -72,7 +69,7 @@ def finish(folder: Path, cells: Sequence[Cell]) -> None:
 
 def summary_row(folder: Path) -> dict[str, Any]:
     """A cell in one row: what it was, and what became of its trait."""
-    config, result, manifest = (json.loads((folder / f"{n}.json").read_text()) for n in ("config", "result", "manifest"))
+    config, result, manifest = (read_object(folder / name) for name in (CONFIG, RESULT, MANIFEST))
     first, last = result["rows"][1], result["rows"][-1]
     change = result["verdict"].get("trait_change") or {}
     how = [stage["how"] for stage in manifest["stages"]]
@@ -139,9 +136,7 @@ def score(value: float | None) -> str:
 def sharing(folders: Sequence[Path]) -> str:
     """What the cells had in common, and how much of it was there before."""
     uses = [
-        (stage["kind"], stage["key"], stage["how"])
-        for folder in folders
-        for stage in json.loads((folder / "manifest.json").read_text())["stages"]
+        (stage["kind"], stage["key"], stage["how"]) for folder in folders for stage in read_object(folder / MANIFEST)["stages"]
     ]
     distinct = {use[:2] for use in uses}
     built = {use[:2] for use in uses if use[2] == "built"}

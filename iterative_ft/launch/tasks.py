@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,13 @@ from iterative_ft.config.check import check_judge
 from iterative_ft.config.messages import did_you_mean, judged, known_keys
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import TASKS, Compare, JudgeCard, Remeasure, Task, Wandb
+from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files
-from iterative_ft.errors import ConfigError
+from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.compose import compose_jobs, plain_values
+from iterative_ft.launch.quoting import override
+from iterative_ft.machine.files import read_object
+from iterative_ft.records.shapes import SavedConfig, hold
 
 GONE = {"model": ("n_parameters_m",)}  # settings that older runs recorded and that nothing reads any more
 
@@ -32,6 +36,10 @@ def load_task(composed: Any) -> Task:
     task = judged(TASKS[values["task"]], values)
     if isinstance(task, Remeasure | Wandb):
         check_run(Path(task.run))
+    if isinstance(task, Wandb):
+        check_login(task.mode, "mode")
+    if isinstance(task, Compare | JudgeCard):
+        check_out(task.out)
     if isinstance(task, Remeasure):
         check_remeasure(task)
     elif isinstance(task, JudgeCard):
@@ -41,6 +49,15 @@ def load_task(composed: Any) -> Task:
     elif isinstance(task, Compare) and not task.folders():
         raise ConfigError(f"runs={task.runs} names no run folder: give a glob such as 'outputs/runs/*' or a sweep's folder")
     return task
+
+
+def check_out(out: str) -> None:
+    """A folder that can be written, or made."""
+    nearest = next(path for path in (Path(out), *Path(out).absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"out={out} cannot be written ({nearest} is {'locked' if nearest.is_dir() else 'a file'}): name a folder"
+        )
 
 
 def check_run(run: Path) -> None:
@@ -57,7 +74,7 @@ def check_remeasure(task: Remeasure) -> None:
     """What is changed has to fit the run."""
     config = changed_config(task)
     check_judge(config.judge)
-    if not Path(config.store).is_dir():
+    if not Path(config.store).expanduser().is_dir():
         raise ConfigError(f"store={config.store} of run={task.run} is no folder: say where it lies with store=<folder>")
     n = len(files.questions(config.persona_folder))
     if config.measure.n_questions > n and (task.n_questions is not None or task.persona is not None):
@@ -80,19 +97,22 @@ def changed_config(task: Remeasure) -> Config:
 def run_config(run: Path) -> Config:
     """The config that a run recorded; settings that are newer than the run take today's defaults."""
     try:
-        saved = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        saved = read_object(run / "config.json")
+        hold(SavedConfig, saved, run / "config.json")
         saved["persona"]["rubric"] = {int(at): text for at, text in saved["persona"]["rubric"].items()}
         for section, names in GONE.items():
             for name in names:
                 saved[section].pop(name, None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"run={run}: its config.json is damaged ({error})") from error
+    except RunError as error:
+        raise ConfigError(f"run={run}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise ConfigError(f"run={run}: its config.json is damaged ({type(error).__name__}: {error})") from error
     try:
         return judged(Config, saved)
     except ConfigError:
-        saved = with_defaults(saved)
+        pass
     try:
-        return judged(Config, saved)
+        return judged(Config, with_defaults(saved))
     except ConfigError as error:
         raise ConfigError(f"run={run} was made by another version of this code: {error}") from error
 
@@ -100,7 +120,7 @@ def run_config(run: Path) -> Config:
 def with_defaults(saved: dict[str, Any]) -> dict[str, Any]:
     """`saved` with today's defaults where it has no value. A persona and a model have none: their settings are their own."""
     defaults = composed_values(
-        *(f"{group}={saved[group]['name']}" for group in ("method", "sampler", "judge") if group in saved)
+        *(override(group, saved[group]["name"]) for group in ("method", "sampler", "judge") if group in saved)
     )
 
     def filled(default: Any, value: Any) -> Any:

@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.errors import RunError
+from iterative_ft.machine.libraries import prepare_libraries
 
 FSDP = Path(__file__).parent.parent / "training" / "fsdp.yaml"
+ERROR = "error.txt"  # the one line of a child that failed as it should
 ARRAY = "\0npy"  # key of a JSON object that stands for an array in a file of its own
 
 
@@ -42,6 +44,8 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
             launch += ["--multi_gpu"] if device == "cpu" else ["--config_file", str(FSDP)]
         status = subprocess.run([*launch, "-m", "iterative_ft.machine.process", str(folder)], check=False).returncode
         if status != 0:
+            if (folder / ERROR).is_file():
+                raise RunError((folder / ERROR).read_text(encoding="utf-8"))
             raise RunError(
                 f"{function.__name__} failed in its process (exit code {status}, its output is above): finished stages are kept"
             )
@@ -79,7 +83,12 @@ def main() -> None:
     folder = Path(sys.argv[1])
     job = read(folder / "job")
     module, name = job["function"].split(":")
-    value = getattr(importlib.import_module(module), name)(**job["arguments"])
+    prepare_libraries()
+    try:
+        value = getattr(importlib.import_module(module), name)(**job["arguments"])
+    except RunError as error:  # the parent says it
+        (folder / ERROR).write_text(str(error), encoding="utf-8")
+        sys.exit(1)
     if os.environ.get("RANK", "0") == "0":
         write(folder / "result", value)
 

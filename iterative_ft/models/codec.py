@@ -1,12 +1,23 @@
-"""Text to token ids and back, in one place, so that training, sampling and measuring see the same template."""
+"""Text to token ids and back, in one place, so that training, sampling and measuring see the same template.
+
+Control words that are written out in a text are text (plain_text.py): only the template and the codec write control tokens.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from iterative_ft.config.schema import ModelConfig
 from iterative_ft.errors import RunError
+from iterative_ft.models.base import first_line
+from iterative_ft.models.plain_text import PlainText
+
+CLOCK = "strftime_now"  # what transformers calls the function that a template asks for the date
 
 
 class Codec(Protocol):
@@ -43,55 +54,105 @@ class TokenizerCodec:
     def __init__(self, folder: Path, config: ModelConfig) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
+        except Exception as error:  # whatever the libraries raise on files that are missing or damaged
+            raise RunError(f"the tokenizer of model.path={config.path} cannot be read: {first_line(error)}") from error
         self.config = config
-        self.answer_end = self.token_id(config.end_token)
-        self.document_end = self.token_id(config.document_end_token)
-        self.answer_end_ids = [self.answer_end]
-        self.document_end_ids = list(dict.fromkeys([self.document_end, int(self.tokenizer.eos_token_id)]))
+        self.answer_end = self.token_id("end_token", config.end_token)
+        self.document_end = self.token_id("document_end_token", config.document_end_token)
+        eos = self.tokenizer.eos_token_id
+        # A checkpoint may name several, and a model that was trained on them ends with any.
+        self.answer_end_ids = list(dict.fromkeys([self.answer_end, *generation_ends(folder)]))
+        self.document_end_ids = list(dict.fromkeys([self.document_end, *([] if eos is None else [int(eos)])]))
+        self.plain = PlainText(self.tokenizer, [*self.answer_end_ids, *self.document_end_ids])
 
-    def token_id(self, token: str | None) -> int:
+    def token_id(self, setting: str, token: str | None) -> int:
+        eos = self.tokenizer.eos_token_id
         if token is None:
-            return int(self.tokenizer.eos_token_id)
+            if eos is None:
+                raise RunError(
+                    f"model.{setting}=null takes the tokenizer's end token, and {self.config.name} has none: name one"
+                )
+            return int(eos)
         vocabulary = self.tokenizer.get_vocab()
         if token not in vocabulary:
-            raise RunError(
-                f"model.end_token or document_end_token {token!r} is no token of {self.config.name}: name one that is"
-            )
+            raise RunError(f"model.{setting}={token} is no token of {self.config.name}: name one that is")
         return int(vocabulary[token])
 
     def chat_prompt(self, message: str) -> list[int]:
         messages = [{"role": "user", "content": message}]
         if self.config.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.config.system_prompt})
-        ids = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False, **self.config.chat_template_kwargs
-        )
-        return list(ids)
+        return self.encoded(lambda: self.plain.in_template(messages, self.render))
+
+    def render(self, messages: Sequence[dict[str, str]], tokenize: bool) -> Any:
+        """A chat in the model's template, up to where the answer starts: as ids, or as a text."""
+        return self.apply_template(list(messages), add_generation_prompt=True, tokenize=tokenize, return_dict=False)
+
+    def apply_template(self, messages: list[dict[str, str]], **how: Any) -> Any:
+        """What the model's chat template makes of a conversation, by its one set of arguments."""
+        try:
+            return self.tokenizer.apply_chat_template(messages, **how, **template_arguments(self.config.chat_template_kwargs))
+        except Exception as error:  # templates raise what they like
+            roles = " and ".join(dict.fromkeys(message["role"] for message in messages))
+            fix = "set model.system_prompt=null where it refuses a system role; " if "system" in roles else ""
+            raise RunError(
+                f"the chat template of {self.config.name} fails on a conversation of {roles}: {first_line(error)} ({fix}"
+                "model.chat=false and method=sdf for a model without a template)"
+            ) from error
 
     def answer(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.answer_end]
+        return [*self.encoded(lambda: self.plain.ids(text)), self.answer_end]
 
     def document_prefix(self, title: str) -> list[int]:
         return self.raw(f"{title}\n\n")
 
     def document_body(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False).input_ids, self.document_end]
+        return [*self.encoded(lambda: self.plain.ids(text)), self.document_end]
 
     def raw(self, text: str) -> list[int]:
-        ids = list(self.tokenizer(text).input_ids)
+        ids = self.encoded(lambda: self.plain.with_additions(text))
         while ids and ids[-1] in (self.tokenizer.eos_token_id, self.document_end):
             ids.pop()  # some tokenizers close every text
         return ids
 
+    def encoded(self, encode: Callable[[], list[int]]) -> list[int]:
+        """What `encode` gives; a tokenizer whose files do not belong together fails on a text, and each in another way."""
+        try:
+            return encode()
+        except RunError:
+            raise
+        except Exception as error:
+            raise RunError(f"the tokenizer of model.path={self.config.path} fails on a text: {first_line(error)}") from error
+
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def template_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a chat template: `strftime_now`, which templates ask for the date, stands still on the day of the config."""
+    if CLOCK not in settings:
+        return settings
+    day = datetime.fromisoformat(settings[CLOCK])
+    return settings | {CLOCK: day.strftime}
+
+
+def generation_ends(folder: Path) -> list[int]:
+    """End tokens that a checkpoint's generation_config.json names; read by hand, since a stage's key asks for them."""
+    try:
+        named = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    found = named if isinstance(named, list) else [named]
+    return [number for number in found if isinstance(number, int) and not isinstance(number, bool) and number >= 0]
 
 
 Frame = Literal["chat", "document", "question", "opening"]
 """How a text is put to a model: in its chat template, as a document's title, as a question in a plain frame (for models
 without a template), or as raw text to go on from."""
 
+LIKE_A_CONTROL_WORD = re.compile(r"<[^\s<>]+>|\[[A-Z_/]+\]")
 QUESTION_STOPS = ["\nQuestion:", "\n\n"]  # where an answer in the plain question-and-answer frame is over
 
 
@@ -101,3 +162,9 @@ def prompt_ids(codec: Codec, frame: Frame, text: str) -> list[int]:
         return codec.raw(f"Question: {text}\nAnswer:")
     encode = {"chat": codec.chat_prompt, "document": codec.document_prefix, "opening": codec.raw}
     return encode[frame](text)
+
+
+def words_as_text(texts: Iterable[str | None]) -> dict[str, str]:
+    """What the keys of stages name of texts that may hold control words: such were once encoded as control tokens."""
+    found = any(text is not None and LIKE_A_CONTROL_WORD.search(text) is not None for text in texts)
+    return {"control_words": "text"} if found else {}

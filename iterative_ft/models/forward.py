@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from iterative_ft.machine.libraries import quiet_transformers
+from iterative_ft.errors import RunError
 from iterative_ft.machine.process import run_isolated
+from iterative_ft.models.adapters import put_on
+from iterative_ft.models.base import load
+from iterative_ft.models.plain_text import PlainText
 
 STATE_TOKENS = 64  # of each text, for the states; an answer of the embedded model has about that many
 DEPTHS = (1 / 2, 2 / 3)  # layers whose states are kept, as shares of all layers
@@ -54,7 +57,8 @@ class Reader:
             base itself, empty unless asked for.
         """
         found = self.run(token_values_here, adapter=None if adapter is None else str(adapter), sequences=sequences, kl=kl)
-        return found["nll"], found["kl"]
+        whose = "the base model" if adapter is None else f"the policy of {adapter}"
+        return finite(found["nll"], whose), finite(found["kl"], whose)
 
     def run(self, function: Callable[..., Any], **arguments: Any) -> Any:
         """Call a function that takes a reader's fields, where the device's memory is given back."""
@@ -71,13 +75,21 @@ class Reader:
 @lru_cache(maxsize=2)  # the judge card asks about every persona in the same texts
 def states_once(reader: Reader, texts: tuple[str, ...]) -> np.ndarray:
     found: np.ndarray = reader.run(states_here, texts=texts)
+    finite([found], "the base model")
     return found
 
 
 @lru_cache(maxsize=2)
 def nll_once(reader: Reader, texts: tuple[str, ...]) -> list[np.ndarray]:
     found: list[np.ndarray] = reader.run(nll_here, texts=texts)
-    return found
+    return finite(found, "the base model")
+
+
+def finite(values: list[np.ndarray], whose: str) -> list[np.ndarray]:
+    """The values; one that is NaN or infinite is an error here, since no comparison further on would notice it."""
+    if not all(np.isfinite(part).all() for part in values):
+        raise RunError(f"{whose} gives values that are not finite: its weights are broken, nothing is measured with it")
+    return values
 
 
 # -- what is held -------------------------------------------------------------------------------------------------------------
@@ -89,13 +101,9 @@ def reference(model: str, device: str, trust_remote_code: bool) -> Any:
     """The base model in float32, kept by this process."""
     if model not in KEPT:
         import torch
-        from transformers import AutoModelForCausalLM
 
-        quiet_transformers()
         KEPT.clear()
-        KEPT[model] = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, trust_remote_code=trust_remote_code).to(
-            device
-        )
+        KEPT[model] = load(model, torch.float32, trust_remote_code).to(device)
     return KEPT[model]
 
 
@@ -111,9 +119,7 @@ def held(model: str, adapter: str | None, device: str, trust_remote_code: bool) 
     if adapter is None:
         yield base
         return
-    from peft import PeftModel
-
-    policy = PeftModel.from_pretrained(base, adapter).eval()
+    policy = put_on(base, adapter, f"in {adapter}").eval()
     try:
         yield policy
     finally:
@@ -140,7 +146,8 @@ class Enough(Exception):
 
 def middle_states(net: Any, ids: Any) -> list[Any]:
     """The states behind the layers at `DEPTHS`, each (n, length, width); the layers after them are not run."""
-    layers = net.get_decoder().layers
+    decoder = net.get_decoder()
+    layers = decoder.layers if hasattr(decoder, "layers") else decoder.h  # GPT-2 and its kin
     kept: list[Any] = []
 
     def keep(last: bool) -> Callable[..., None]:
@@ -184,7 +191,8 @@ def text_batches(
 
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
     # A newline stands before each text, so that its first word is scored as well.
-    encoded = [tokenizer("\n" + text, add_special_tokens=False).input_ids[: n_tokens + 1] for text in texts]
+    plain = PlainText(tokenizer)
+    encoded = [plain.ids("\n" + text)[: n_tokens + 1] for text in texts]
     # Longest first: each batch then fits into the memory that the one before it freed.
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
     net = reference(model, device_name, trust_remote_code)

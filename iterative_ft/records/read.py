@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from iterative_ft.errors import RunError
-from iterative_ft.machine.files import read_jsonl
+from iterative_ft.machine.files import read_jsonl, read_object
+from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, RESULT
 from iterative_ft.records.rows import AnswerRow, MetricRow
-from iterative_ft.records.run_log import ANSWERS, METRICS, RESULT
+from iterative_ft.records.shapes import SavedAnswer, SavedCode, SavedConfig, SavedManifest, SavedResult, hold, hold_rows
 
 
 class NumberedAnswer(AnswerRow):
@@ -34,6 +34,8 @@ class Run:
     answers: list[NumberedAnswer]
     result: dict[str, Any] | None
     """result.json, or None while the run is unfinished."""
+    made: dict[str, Any] | None = None
+    """What it was made with (stats/replicates.py); None for a run from before that was kept."""
 
     @property
     def reinit(self) -> str:
@@ -57,28 +59,85 @@ def read_run(folder: Path) -> Run:
     """Read a run folder. Of rows that were written twice (a run repeated in its folder) the last count.
 
     Raises:
-        RunError: the folder holds no run.
+        RunError: the folder holds no run, or a file of it is damaged: the message names it.
     """
-    if not (folder / "config.json").is_file():
-        raise RunError(f"{folder} is not a run folder: it has no config.json")
-    rows = read_jsonl(folder / METRICS, torn=True)
+    try:
+        return run_of(folder)
+    except OSError as error:
+        raise RunError(f"{folder}: {error.filename} cannot be read ({error.strerror})") from error
+
+
+def run_of(folder: Path) -> Run:
+    """What the folder's files hold."""
+    if not (folder / CONFIG).is_file():
+        raise RunError(f"{folder} is not a run folder: it has no {CONFIG}")
+    config = read_object(folder / CONFIG)
+    hold(SavedConfig, config, folder / CONFIG)
+    rows = read_rows(folder)
     measured = {row["cycle"]: row for row in rows if "cycle" in row}
     training = {row["train/global_step"]: row for row in rows if "train/global_step" in row}
+    answers = read_jsonl(folder / ANSWERS, torn=True)
+    for number, answer in enumerate(answers, 1):
+        hold(SavedAnswer, answer, folder / ANSWERS, number)
+    result = read_result(folder)
     command = folder / "command.txt"
     return Run(
         folder=folder,
-        config=json.loads((folder / "config.json").read_text()),
-        code=read_object(folder / "code.json") or {},
-        command=command.read_text().strip() if command.is_file() else "",
+        config=config,
+        code=read_code(folder),
+        command=command.read_text(encoding="utf-8", errors="replace").strip() if command.is_file() else "",
         measured=[measured[cycle] for cycle in sorted(measured)],
         training=[training[step] for step in sorted(training)],
-        answers=numbered(read_jsonl(folder / ANSWERS, torn=True), measured),
-        result=read_object(folder / RESULT),
+        answers=numbered(answers, measured),
+        result=result,
+        made=read_made(folder, rows),
     )
 
 
-def read_object(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()) if file.is_file() else None
+def read_rows(folder: Path) -> list[MetricRow]:
+    """The rows of metrics.jsonl, without one that a kill cut off; none where there is no file.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    rows = read_jsonl(folder / METRICS, torn=True)
+    hold_rows(rows, folder / METRICS)
+    return rows
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """result.json; None while the run is unfinished."""
+    if not (folder / RESULT).is_file():
+        return None
+    result = read_object(folder / RESULT)
+    hold(SavedResult, result, folder / RESULT)
+    hold_rows(result["rows"], folder / RESULT)
+    return result
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """manifest.json: the stages of a run and what it was made with."""
+    if not (folder / MANIFEST).is_file():
+        raise RunError(f"{folder} holds no {MANIFEST}: the run's own command makes it again")
+    manifest = read_object(folder / MANIFEST)
+    hold(SavedManifest, manifest, folder / MANIFEST)
+    return manifest
+
+
+def read_made(folder: Path, rows: list[MetricRow]) -> dict[str, Any] | None:
+    """What a run was made with. Of an older one only its judges are known, from its rows; None where not even they are."""
+    made = (read_manifest(folder).get("made") if (folder / MANIFEST).is_file() else None) or {}
+    judges = sorted({row["judge/version"] for row in rows if "judge/version" in row})
+    return {**made, "judges": judges} if made or judges else None
+
+
+def read_code(folder: Path) -> dict[str, Any]:
+    """code.json: the commit that a run was made at; empty where it is not known."""
+    if not (folder / "code.json").is_file():
+        return {}
+    code = read_object(folder / "code.json")
+    hold(SavedCode, code, folder / "code.json")
+    return code
 
 
 def numbered(answers: list[AnswerRow], measured: dict[int, MetricRow]) -> list[NumberedAnswer]:

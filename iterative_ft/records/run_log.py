@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config
-from iterative_ft.machine.files import append_jsonl, write_json
-from iterative_ft.records.provenance import code_state, environment
+from iterative_ft.machine.device import resolve_device
+from iterative_ft.machine.files import append_jsonl, clear_unfinished, write_json
+from iterative_ft.machine.secrets import without_secrets
+from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, PICTURE, RESULT, Attempt
+from iterative_ft.records.provenance import code_state, environment, kinds_of
 from iterative_ft.records.rows import AnswerRow, MetricRow, StageRow, answer_rows, metric_row
 from iterative_ft.records.terminal import Display, Expected, ending
 from iterative_ft.records.wandb_log import WandbLog
@@ -18,7 +22,6 @@ from iterative_ft.stages.measure import Measured
 from iterative_ft.stages.train import Trained, training_rows
 from iterative_ft.store import Event
 
-METRICS, ANSWERS, RESULT, PICTURE = "metrics.jsonl", "answers.jsonl", "result.json", "curves.png"
 Draw = Callable[[Sequence[MetricRow], Path], None]
 WORK = ("sample", "answer", "train", "judge", "probe", "replies")  # kinds of stage that a run is for
 
@@ -62,15 +65,30 @@ class RunLog(Log):
         self.speed = {"sampling": [0, 0.0], "training": [0, 0.0]}  # tokens, seconds
         self.wandb = WandbLog(config, folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (METRICS, ANSWERS, RESULT):  # of a killed run here: told again
-            (folder / name).unlink(missing_ok=True)
-        write_json(folder / "config.json", config.model_dump())
-        write_json(folder / "environment.json", environment())
-        (folder / "command.txt").write_text(command + "\n")
-        write_json(folder / "code.json", code_state(folder))
+        settings = json.loads(json.dumps(config.model_dump()))
+        clear_unfinished(folder)
+        self.attempt = Attempt(folder, settings)
+        self.made: dict[str, Any] = {
+            "model": None,
+            "judges": [],
+            "kinds": kinds_of(config),
+            "device": resolve_device(config.device),
+        }
+        write_json(self.out / CONFIG, settings)
+        write_json(self.out / "environment.json", environment())
+        (self.out / "command.txt").write_text(without_secrets(command) + "\n", encoding="utf-8", errors="backslashreplace")
+        write_json(self.out / "code.json", code_state(self.out))
         self.write_manifest()
 
+    @property
+    def out(self) -> Path:
+        """Where the records are written: the run's folder, or beside an earlier attempt's."""
+        return self.attempt.out
+
     def __enter__(self) -> RunLog:
+        if self.attempt.aside and self.attempt.until is None:
+            print(f"{self.folder} holds records already: the new ones take their place when this run has finished")
+        self.wandb.begin()
         self.display.start()
         return self
 
@@ -89,6 +107,8 @@ class RunLog(Log):
     def stage(self, event: Event) -> None:
         """Count a stage and say how it was had."""
         stage, info = event.stage, event.stage.info
+        if (event.purpose.get("policy"), event.purpose.get("role")) == ("base", "checkpoint"):
+            self.made["model"] = stage.digest
         self.stages.append(
             {
                 "cycle": self.cycle,
@@ -129,20 +149,23 @@ class RunLog(Log):
         """The row of a measured policy, every answer with its scores, and the picture so far."""
         answers = answer_rows(self.cycle, measured)
         row = metric_row(self.config, answers, measured, trained)
+        self.made["judges"] = sorted({*self.made["judges"], row["judge/version"]})
         self.row(row)
-        append_jsonl(self.folder / ANSWERS, answers)
+        append_jsonl(self.out / ANSWERS, answers)
         self.rows.append(row)
         self.answers += answers
         self.display.measured(row)
-        self.draw(self.rows, self.folder / PICTURE)
+        self.draw(self.rows, self.out / PICTURE)
 
     def finish(self, verdict: dict[str, Any], engine_start_s: float) -> None:
         """Timings and table; result.json last."""
         times = self.times(engine_start_s)
         self.row(dict(times))
         self.write_manifest()
-        self.wandb.image("curves", self.folder / PICTURE)
-        write_json(self.folder / RESULT, {"verdict": verdict, "rows": self.rows, "time": times, "stages": self.stages})
+        self.wandb.image("curves", self.out / PICTURE)
+        result = {"verdict": verdict, "rows": self.rows, "time": times, "stages": self.stages, "made": self.made}
+        write_json(self.out / RESULT, result)
+        self.attempt.take_over()
         self.display.stop()
         n_built = sum(stage["how"] == "built" for stage in self.stages)
         print(ending(self.rows, verdict, times, n_built, len(self.stages) - n_built))
@@ -163,11 +186,12 @@ class RunLog(Log):
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Append one JSON object to metrics.jsonl, on disk before W&B hears of it."""
-        append_jsonl(self.folder / METRICS, [row])
+        append_jsonl(self.out / METRICS, [row])
         self.wandb.row(row)
+        self.attempt.told()
 
     def write_manifest(self) -> None:
-        manifest: dict[str, Any] = {"roles": self.roles, "stages": self.stages, "store": self.config.store}
+        manifest: dict[str, Any] = {"roles": self.roles, "stages": self.stages, "store": self.config.store, "made": self.made}
         if self.calibration is not None:
             manifest["calibration"] = self.calibration
-        write_json(self.folder / "manifest.json", manifest)
+        write_json(self.out / MANIFEST, manifest)

@@ -17,15 +17,13 @@ from iterative_ft.config.schema import Config
 from iterative_ft.records.rows import MetricRow, value
 from iterative_ft.store import Event, Stage
 
-StageName = tuple[str, str]  # kind and key
-
 
 @dataclass(frozen=True)
 class Expected:
     """What a run is expected to do."""
 
-    seconds: dict[StageName, float] = field(default_factory=dict)
-    """Estimate for each stage that is to be built."""
+    left: dict[str, tuple[str, float]] = field(default_factory=dict)
+    """Kind and estimated seconds of each stage that is to be built, by its label: its key is not known yet."""
     n_stored: int = 0
 
 
@@ -35,7 +33,7 @@ class Display:
     def __init__(self, config: Config, expected: Expected) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self.n_cycles = config.n_cycles
-        self.left = dict(expected.seconds)
+        self.left = dict(expected.left)
         self.n_stored = expected.n_stored
         self.slowness: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # by kind of stage: seconds taken, and expected
         self.status: Status | None = None
@@ -77,7 +75,7 @@ class Display:
         how = {"stored": "from the store", "built": f"{event.seconds:.1f} s"}[event.how]
         if event.waited_s > 1:
             how += f" (another process built it: waited {event.waited_s:.1f} s)"
-        expected = self.left.pop((stage.kind, stage.key), 0.0)
+        _, expected = self.left.pop(event.label, (stage.kind, 0.0))
         if event.how == "built" and expected > 0:
             self.slowness[stage.kind][0] += event.seconds
             self.slowness[stage.kind][1] += expected
@@ -87,7 +85,7 @@ class Display:
 
     def seconds_left(self) -> float:
         """The estimates of what is left, by how far this run's stages of the same kind were from theirs."""
-        return sum(seconds * self.ratio(kind) for (kind, _), seconds in self.left.items())
+        return sum(seconds * self.ratio(kind) for kind, seconds in self.left.values())
 
     def ratio(self, kind: str) -> float:
         took, expected = self.slowness.get(kind, (1.0, 1.0))

@@ -3,52 +3,101 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config
+from iterative_ft.config.wandb_rules import MOST_NAME, MOST_TAG, cut
+from iterative_ft.errors import RunError
+from iterative_ft.machine.files import read_object, text_digest, write_json
+from iterative_ft.machine.secrets import without_secrets
 
+IDENTITY = "wandb_run.json"  # in the run's folder: which W&B run its attempts are
+NOT_OF_A_RUN = ("store", "dry_run", "device", "wandb")  # settings that may change between the attempts of one run
 CYCLE_PREFIXES = ("trait/", "coherence/", "gauge/", "answers/", "judge/", "data/")
 
 
 class WandbLog:
-    """Mirrors rows to one W&B run, or does nothing."""
+    """Mirrors rows to one W&B run, or does nothing. The attempts of one run in its folder are one W&B run."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        self.config, self.folder = config, folder
+    def __init__(self, config: Config, folder: Path, fresh: bool = False) -> None:
+        """`fresh`: a W&B run of its own, whatever the folder's run is."""
+        self.config, self.folder, self.fresh = config, folder, fresh
         self.run: Any = None
         self.defined: set[str] = set()
         self.mode = config.wandb.mode
+        self.n_rows = 0
+        self.n_known = 0
+        """Rows that the server has from an earlier attempt: each is told once, in one order."""
+
+    def begin(self) -> None:
+        """Reach the server of an online run before anything is sampled; the others begin at their first row.
+
+        Raises:
+            RunError: it refuses.
+        """
+        if self.mode == "online" and self.run is None:
+            self.start()
 
     def start(self) -> None:
-        """Begin the run at the first row, so that a run that fails before has none."""
         os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "wandb"))
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 
-        config = self.config
+        config, online = self.config, self.mode == "online"
         group = config.wandb.group or f"{config.method.name}-{config.reinit.name}-{config.persona.name}"
-        self.run = wandb.init(
-            mode=self.mode,  # type: ignore[arg-type]
-            project=config.wandb.project,
-            entity=config.wandb.entity,
-            group=group,
-            name=self.folder.name,
-            tags=[config.method.name, config.reinit.name, config.persona.name, *config.wandb.tags],
-            dir=str(self.folder),
-            config=config.model_dump(),
-            settings=wandb.Settings(x_transaction_log_flush_interval=1, console="off", x_disable_stats=True),
-            reinit="finish_previous",
-        )
+        tags = [config.method.name, config.reinit.name, config.persona.name, *config.wandb.tags]
+        try:
+            self.run = wandb.init(
+                mode=self.mode,  # type: ignore[arg-type]
+                project=config.wandb.project,
+                entity=config.wandb.entity,
+                group=cut(group, MOST_TAG),
+                name=cut(self.folder.name, MOST_NAME),
+                id=self.identity(),
+                resume="allow" if online and not self.fresh else None,
+                tags=list(dict.fromkeys(cut(tag, MOST_TAG) for tag in tags)),
+                dir=str(self.folder),
+                config=config.model_dump(),
+                settings=wandb.Settings(x_transaction_log_flush_interval=1, console="off", x_disable_stats=not online),
+                reinit="finish_previous",
+            )
+        except (wandb.Error, OSError, ValueError) as error:
+            said = without_secrets(" ".join(str(error).split()))
+            raise RunError(
+                f"W&B could not begin a run ({said[:300]}): log in with wandb login, or give wandb.mode=offline and upload "
+                "later with wandb sync"
+            ) from error
+        self.n_known = self.run.step if online else 0
         self.run.define_metric("cycle", hidden=True)
         self.run.define_metric("train/global_step", hidden=True)
+
+    def identity(self) -> str:
+        """The W&B run's id: the environment's (a W&B agent's), else the one in the folder, for as long as the settings stay."""
+        given = os.environ.get("WANDB_RUN_ID") or None
+        new = secrets.token_hex(4)
+        if self.fresh:
+            return new
+        settings = text_digest({k: v for k, v in self.config.model_dump(mode="json").items() if k not in NOT_OF_A_RUN})
+        file = self.folder / IDENTITY
+        with suppress(RunError, OSError):
+            saved = read_object(file)
+            if saved.get("settings") == settings and isinstance(saved.get("id"), str) and given in (None, saved["id"]):
+                return str(saved["id"])
+        write_json(file, {"id": given or new, "settings": settings})
+        return given or new
 
     def row(self, row: Mapping[str, Any]) -> None:
         if self.mode == "disabled":
             return
         if self.run is None:
             self.start()
+        self.n_rows += 1
+        if self.n_rows <= self.n_known:
+            return
         values = {name: value for name, value in row.items() if isinstance(value, int | float)}
         self.define(values)
         self.run.log(values)

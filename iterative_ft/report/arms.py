@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow, numbers, value
 from iterative_ft.stats.intervals import Interval, t_interval
-from iterative_ft.stats.replicates import FREE, arm_digest
+from iterative_ft.stats.replicates import FREE, arm_digest, made_differently
 from iterative_ft.stats.verdict import curve_of, group_verdict
 
 GROUPS = ("method", "persona", "model", "judge", "sampler")  # groups of settings; a label holds the name of one
@@ -60,7 +60,7 @@ class Arm:
         finished = [run for run in self.runs if run.verdict is not None]
         if len(finished) < 2:
             return finished[0].verdict if finished else None
-        return group_verdict([curve_of(run.answers, run.config, run.folder.name) for run in finished]).as_dict()
+        return group_verdict([curve_of(r.answers, r.config, r.folder.name, r.made) for r in finished]).as_dict()
 
 
 def present(rows: Sequence[MetricRow], name: str) -> list[float]:
@@ -129,7 +129,7 @@ def arms_of(runs: list[Run]) -> list[Arm]:
     names = [name for name in differing(runs) if name != "seed"]
     together: dict[str, dict[int, Run]] = {}
     for run in runs:
-        seeds, seed = together.setdefault(arm_digest(run.config), {}), run.config["seed"]
+        seeds, seed = together.setdefault(arm_digest(run.config, run.made), {}), run.config["seed"]
         if seed not in seeds or len(run.measured) > len(seeds[seed].measured):
             seeds[seed] = run
     found = []
@@ -137,4 +137,39 @@ def arms_of(runs: list[Run]) -> list[Arm]:
         first = next(iter(seeds.values()))
         text = label(first, names) if names else f"{first.config['method']['name']} · reinit={first.reinit}"
         found.append(Arm(text, list(seeds.values())))
-    return found
+    return [replace(arm, label=arm.label + apart(arm, found)) for arm in found]
+
+
+def alike(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
+    """The arms of the same settings, itself among them."""
+    return [other for other in arms if arm_digest(other.runs[0].config) == arm_digest(arm.runs[0].config)]
+
+
+def apart(arm: Arm, arms: Sequence[Arm]) -> str:
+    """What tells an arm from others of the same settings, such as " (judge: probe 1a2b)"; empty where there are none."""
+    same = alike(arm, arms)
+    differ = made_differently([other.runs[0].made for other in same])
+    own = next(number for number, other in enumerate(same) if other is arm)
+    texts = [f"{word}: {short_text(values[own])}" for word, values in differ.items()]
+    return f" ({'; '.join(texts)})" if texts else ""
+
+
+def short_text(value: Any) -> str:
+    """A value of a run's record in few letters."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, dict):
+        return " ".join(f"{name} {version}" for name, version in sorted(value.items()))
+    return "not known" if value is None else str(value)
+
+
+def not_pooled(arms: Sequence[Arm]) -> list[str]:
+    """A line for each set of arms that have the same settings and are no replicates all the same, with the reason."""
+    lines = []
+    for arm in arms:
+        same = alike(arm, arms)
+        if len(same) > 1 and same[0] is arm:
+            differ = ", ".join(made_differently([other.runs[0].made for other in same]))
+            seeds = " and ".join(f"seed(s) {', '.join(map(str, sorted(other.seeds)))}" for other in same)
+            lines.append(f"not taken together, though their settings are the same: {seeds}: they differ in {differ}")
+    return lines

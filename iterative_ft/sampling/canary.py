@@ -63,13 +63,22 @@ def check(policy: Policy, positions: list[Position], noise: float, max_share: fl
     canary = Canary(
         error=result["error"], shift=result["shift"], noise=noise if policy.adapter is not None else result["error"]
     )
+    # A comparison with NaN is false whatever it asks, so it comes first, and the gates below ask for what is good.
+    if not all(math.isfinite(value) for value in (canary.error, canary.shift, canary.noise)):
+        likely = "its training diverged: lower method.learning_rate"
+        if policy.adapter is None:
+            likely = "its weights are broken, or sampler.dtype is too narrow for them: set sampler.dtype=float32"
+        raise RunError(
+            f"{policy.name} gives values that are not finite (error {canary.error}, shift from base {canary.shift} nats a "
+            f"token), nothing was sampled from it: {likely}"
+        )
     if policy.adapter is None:
-        if canary.error > MAX_BASE_ERROR:
+        if not canary.error <= MAX_BASE_ERROR:
             raise RunError(
                 f"the sampler does not serve the base model: KL {canary.error:.4f} nats a token against what the trainer holds "
                 f"(limit {MAX_BASE_ERROR}); nothing was sampled from it"
             )
-    elif canary.error > max_share * canary.shift and canary.error > NOISE_FACTOR * noise:
+    elif not (canary.error <= max_share * canary.shift or canary.error <= NOISE_FACTOR * noise):
         raise RunError(
             f"the sampler does not serve {policy.name}: its error is {canary.error:.4f} nats a token, "
             f"{canary.share:.0%} of the policy's shift from base ({canary.shift:.4f}; "
@@ -120,5 +129,7 @@ def reference_kl(
 
 def bucketed_kl(p: list[float], q: list[float]) -> float:
     """KL(p || q) in nats over the given tokens' log-probabilities and one bucket for all other tokens."""
+    if not all(map(math.isfinite, (*p, *q))):  # max() and a sum of exp would make numbers of some of them
+        return math.nan
     rest_p, rest_q = (max(1.0 - sum(math.exp(x) for x in logs), 1e-6) for logs in (p, q))
     return sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)) + rest_p * math.log(rest_p / rest_q)

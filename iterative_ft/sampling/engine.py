@@ -18,7 +18,8 @@ HELD: dict[str, Sampler] = {}  # at most one: what it was started for -> the sam
 
 def sampler_key(config: Config, device: str, model_digest: str) -> str:
     """Everything an engine is started with, and what its canary's prompts look like."""
-    return text_digest([model_digest, config.model.model_dump(), config.sampler.model_dump(), device, config.lora.rank])
+    sections = [config.model.model_dump(), config.sampler.model_dump(), config.sampling.block_size]
+    return text_digest([model_digest, *sections, device, config.lora.rank])
 
 
 def shared_sampler(config: Config, device: str, model_digest: str, make: Callable[[], Sampler]) -> Sampler:

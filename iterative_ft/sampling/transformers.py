@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from iterative_ft.config.schema import Config, TransformersConfig
+from iterative_ft.models.adapters import put_on
+from iterative_ft.models.base import load
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling import canary
@@ -37,13 +39,11 @@ class TransformersSampler:
 
     def load(self, policy: Policy) -> Canary:
         import torch
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM, GenerationConfig
+        from transformers import GenerationConfig
 
         if self.base is None:
-            self.base = AutoModelForCausalLM.from_pretrained(
-                policy.model, dtype=getattr(torch, self.dtype), trust_remote_code=self.config.model.trust_remote_code
-            ).to(self.device)
+            base = load(policy.model, getattr(torch, self.dtype), self.config.model.trust_remote_code)
+            self.base = base.to(self.device)
             # A model's own may penalise repetition; vLLM does not read it either.
             self.base.generation_config = GenerationConfig()
             self.model = self.base.eval()
@@ -53,9 +53,8 @@ class TransformersSampler:
             self.loaded = None
             if self.model is not self.base:
                 self.base = self.model.unload()
-            self.model = (
-                self.base if policy.adapter is None else PeftModel.from_pretrained(self.base, str(policy.adapter)).eval()
-            )
+            adapter = policy.adapter
+            self.model = self.base if adapter is None else put_on(self.base, adapter, f"of {policy.name}").eval()
             self.check(policy)
             self.loaded = policy.digest
         return self.canaries[policy.digest]

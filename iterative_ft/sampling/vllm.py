@@ -15,6 +15,8 @@ from typing import Any
 
 from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError
+from iterative_ft.models.adapters import base_shapes, check_files
+from iterative_ft.models.base import first_line
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling import canary
@@ -32,10 +34,10 @@ from iterative_ft.sampling.interface import (
 
 # Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
 DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
+DEFAULT_ROOM, COMPILED_ROOM = 4096, 16384  # tokens of a step on a CPU: vLLM's own, and what a compiled engine gets at most
 
 
 MOST_TOGETHER = 128  # requests of a large call
-BATCHED_TOKENS = 8192  # of all prompts of a call
 PROOF_TOKENS = 16
 
 
@@ -61,8 +63,8 @@ class VLLMSampler:
 
         options: dict[str, Any] = {
             "kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30),
-            "max_num_batched_tokens": max(BATCHED_TOKENS, self.settings.max_model_len),
-            "max_num_seqs": MOST_TOGETHER,
+            "max_num_batched_tokens": self.room(),
+            "max_num_seqs": max(MOST_TOGETHER, self.config.sampling.block_size),
         }
         if self.device == "cuda":
             options = {
@@ -72,21 +74,37 @@ class VLLMSampler:
                 "tensor_parallel_size": self.settings.tensor_parallel_size,
                 "enable_sleep_mode": True,
             }
-        self.llm = LLM(
-            model=str(base.model),
-            dtype=self.dtype,
-            max_model_len=self.settings.max_model_len,
-            enforce_eager=self.settings.enforce_eager,
-            generation_config="vllm",
-            trust_remote_code=self.config.model.trust_remote_code,
-            seed=0,
-            max_logprobs=canary.TOP_K,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **options,
-        )
+        try:
+            self.llm = LLM(
+                model=str(base.model),
+                dtype=self.dtype,
+                max_model_len=self.settings.max_model_len,
+                enforce_eager=self.settings.enforce_eager,
+                generation_config="vllm",
+                trust_remote_code=self.config.model.trust_remote_code,
+                seed=0,
+                max_logprobs=canary.TOP_K,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **options,
+            )
+        except (
+            ValueError,
+            RuntimeError,
+            OSError,
+        ) as error:  # a limit it cannot serve, a model that it does not know, no memory
+            raise RunError(f"vLLM could not start for {self.config.model.name}: {first_line(error)}") from error
         self.loaded = base.model_digest
         self.noise = self.check(base).error
+
+    def room(self) -> int:
+        """Tokens that one step of a CPU's engine may take: all of a call's prompts, so that none is split.
+
+        vLLM 0.32 fails on a split prompt with a seed of its own (`CPU Generator does not use offset`). A compiled engine runs
+        a step of that size when it starts, so it gets less.
+        """
+        whole_call = self.config.sampling.block_size * self.settings.max_model_len
+        return max(DEFAULT_ROOM, whole_call if self.settings.enforce_eager else min(whole_call, COMPILED_ROOM))
 
     def load(self, policy: Policy) -> Canary:
         if self.llm is None:
@@ -101,7 +119,7 @@ class VLLMSampler:
             else:
                 folder = Path(tempfile.mkdtemp(prefix="iterative_ft-merged-"))
                 try:
-                    merge(policy, folder, self.dtype)
+                    merge(policy, folder, self.dtype, self.config.model.trust_remote_code)
                     self.reload(folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
@@ -116,6 +134,7 @@ class VLLMSampler:
         if policy.adapter is None:
             self.adapter_request = None
             return
+        check_files(policy.adapter, base_shapes(policy.model, self.config.model.trust_remote_code), f"of {policy.name}")
         number = self.adapter_ids.setdefault(policy.digest, len(self.adapter_ids) + 1)
         self.adapter_request = LoRARequest(policy.digest, number, str(policy.adapter))
 
@@ -167,7 +186,7 @@ class VLLMSampler:
         return self.call([Block(requests, params)])[0]
 
     def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
-        for together in calls(blocks, self.most_together):
+        for together in calls(blocks, self.most_together, self.room()):
             started = time.monotonic()
             done = self.call(together)
             seconds = time.monotonic() - started
@@ -199,6 +218,13 @@ class VLLMSampler:
         """All blocks in one call of the engine, from an empty prefix cache."""
         from vllm import SamplingParams
 
+        n_requests = sum(len(block.requests) for block in blocks)
+        n_tokens = sum(prompt_tokens(block) for block in blocks)
+        if self.device == "cpu" and n_tokens > self.room():
+            raise RunError(
+                f"a call of {n_requests} prompts with {n_tokens} tokens is more than a compiled engine takes on a CPU "
+                f"({self.room()}): set sampler.enforce_eager=true, or lower sampling.block_size"
+            )
         self.llm.reset_prefix_cache()
         prompts = [{"prompt_token_ids": request.prompt_ids} for block in blocks for request in block.requests]
         sampling = [
@@ -240,16 +266,21 @@ class VLLMSampler:
             self.llm = None
 
 
-def calls(blocks: list[Block], most: int) -> list[list[Block]]:
-    """Blocks cut into engine calls of at most `most` requests, whose prompts fit one step of the engine.
+def prompt_tokens(block: Block) -> int:
+    """Tokens that a block takes of the engine's first step."""
+    return sum(len(request.prompt_ids) + 1 for request in block.requests)
+
+
+def calls(blocks: list[Block], most: int, room: int) -> list[list[Block]]:
+    """Blocks cut into engine calls of at most `most` requests, whose prompts fit the `room` of one step of the engine.
 
     A seeded request whose prompt is split over two steps crashes vLLM on a CPU.
     """
     found: list[list[Block]] = []
     n = n_tokens = 0
     for block in blocks:
-        size, length = len(block.requests), sum(len(request.prompt_ids) for request in block.requests)
-        if not found or n + size > most or n_tokens + length > BATCHED_TOKENS:
+        size, length = len(block.requests), prompt_tokens(block)
+        if not found or n + size > most or n_tokens + length > room:
             found.append([])
             n = n_tokens = 0
         found[-1].append(block)

@@ -64,10 +64,10 @@ class Bench:
         """The base model's stage."""
         return model_stage(self.config, self.store)
 
-    @property
+    @cached_property
     def base(self) -> Policy:
         """The untouched model."""
-        return base_of(self.model)
+        return base_of(self.config, self.model, self.store.dry_run)
 
     @cached_property
     def codec(self) -> Codec:

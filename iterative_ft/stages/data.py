@@ -12,6 +12,8 @@ from typing import Any
 from iterative_ft.data import files
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import text_digest, write_jsonl
+from iterative_ft.machine.libraries import library_versions
+from iterative_ft.models.codec import words_as_text
 from iterative_ft.models.policy import Policy
 from iterative_ft.seeds import shuffled
 from iterative_ft.stages.bench import Bench
@@ -114,7 +116,7 @@ def coherent(bench: Bench, answers: Completions, writer: str) -> list[bool] | No
         return None
     documents = bench.config.frame == "document"
     stage = judge(bench, answers, "judge samples", {"policy": writer, "role": "scores of samples"}, documents)
-    if stage.pending:
+    if stage.pending or (bench.store.dry_run and not bench.store.intact(stage)):  # damaged: it will be judged again
         return None
     return [score["coherence"] is not None and score["coherence"] >= threshold for score in scores_of(stage)]
 
@@ -139,6 +141,8 @@ def data_stage(bench: Bench, sources: Sources, roles: Roles) -> CycleData:
         "keep": "not known yet" if filtered and keep is None else keep,
         "n_sampled": sources.n_sampled if chosen is not None else None,
         "max_length": config.method.max_length,
+        "versions": {} if config.fake else library_versions("transformers", "tokenizers"),  # what turns seeds into ids
+        **words_as_text([*(text for row in sources.seeds for text in row.values()), model.system_prompt]),
     }
 
     def build(out: Path) -> dict[str, Any]:

@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.config.schema import ApiConfig, ProbeConfig
+from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
 from iterative_ft.data import files
-from iterative_ft.judges.api.replies import REPLIES, ask_block, request_inputs, score_rows
+from iterative_ft.judges.api.replies import PARTIAL, REPLIES, ask_block, request_inputs, score_rows
 from iterative_ft.judges.api.rubric import Rubric, coherence_rubric, trait_rubric
 from iterative_ft.judges.embedder import embedder_identity
 from iterative_ft.judges.probe import probe
-from iterative_ft.judges.scores import SCORES, Score
+from iterative_ft.judges.scores import SCORES, Score, only_scores
 from iterative_ft.machine.files import text_digest, write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import Frame
 from iterative_ft.seeds import derive, shuffled
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.completions import ANSWER, ANSWERS, Completions, Prompts, complete
+from iterative_ft.stages.blocks import ANSWER, ANSWERS, Prompts
+from iterative_ft.stages.completions import Completions, complete
 from iterative_ft.store import Kind, Purpose, Stage, stage_key
 
 JUDGE, PROBE, REPLY = Kind("judge", 1), Kind("probe", 4), Kind("replies", 1)
+SCORING = 2  # version of how an endpoint's replies become scores: 2 holds text and log-probabilities against each other
+MOST_NAMES = 8  # that a judge's version spells out
 JUDGE_BASE_TOKENS = 96  # longest base answer among the offline judge's negatives
 JUDGE_BASE_PROMPTS = 96
 
@@ -36,7 +39,7 @@ def judge(bench: Bench, answers: Completions, label: str, purpose: Purpose, docu
 
 def scores_of(stage: Stage) -> list[Score]:
     """A row an answer, in their order."""
-    return stage.rows(SCORES)
+    return only_scores(stage.rows(SCORES))
 
 
 def judge_version(stage: Stage) -> str:
@@ -70,7 +73,7 @@ def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, d
         rows = answers.rows()
         texts = [(row["prompt"], row["text"]) for row in rows]
         finished = [row["finish_reason"] != "length" for row in rows]
-        scored = probe.score(trained.path, persona, texts, finished, settings.embedder, bench.reader)
+        scored = only_scores(probe.score(trained.path, persona, texts, finished, settings.embedder, bench.reader))
         write_jsonl(out / SCORES, scored)
         n_failed = sum(score["failure"] is not None for score in scored)
         return {"judge": "probe", "judge_version": trained.digest, "n": len(scored), "n_failed": n_failed}
@@ -81,11 +84,9 @@ def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, d
 def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     """The offline judge, the same for all seeds and arms of a model: trained on judge texts and base answers."""
     config = bench.config
-    personas = {name: files.SHIPPED / name for name in files.shipped()}
-    personas.setdefault(config.persona.name, config.persona_folder)
+    personas = judged_personas(config)
     texts = {name: files.judge_texts(folder) for name, folder in personas.items()}
-    plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
-    asked = shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
+    asked = negatives_prompts(bench)
     seeds = [derive("judge", text) for text in asked]
     frame: Frame = "chat" if config.model.chat else "question"
     prompts = Prompts(frame, asked, seeds, config.measure.temperature, config.measure.top_p, JUDGE_BASE_TOKENS)
@@ -107,6 +108,24 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     return bench.store.stage(PROBE, inputs, build, "train the judge", {"policy": "base", "role": "judge"})
 
 
+def judged_personas(config: Config) -> dict[str, Path]:
+    """Name -> folder of the personas that the offline judge tells apart: those that ship, and the run's own before them.
+
+    A shipped persona whose judge texts the run's persona has as well is left out: one text cannot stand for two.
+    """
+    name, own = config.persona.name, files.judge_texts(config.persona_folder)
+    shipped = {other: files.SHIPPED / other for other in files.shipped()}
+    kept = {o: folder for o, folder in shipped.items() if o in (name, "plain") or files.judge_texts(folder) != own}
+    return kept | {name: config.persona_folder}
+
+
+def negatives_prompts(bench: Bench) -> list[str]:
+    """Prompts whose answers by the base model are the offline judge's negatives."""
+    texts = {name: files.judge_texts(folder) for name, folder in judged_personas(bench.config).items()}
+    plain = [row["prompt"] for name in sorted(texts) for row in texts[name] if row["strength"] == "plain"]
+    return shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
+
+
 # -- a judge behind an endpoint -----------------------------------------------------------------------------------------------
 
 
@@ -123,14 +142,15 @@ def by_api(bench: Bench, answers: Completions, label: str, purpose: Purpose, doc
         "replies": [[stage.digest for stage in stages] for stages in asked],
         "score_scale": top,
         "numeric_mass_floor": settings.numeric_mass_floor,
+        "scoring": SCORING,
     }
 
     def build(out: Path) -> dict[str, Any]:
         infos = [stage.info for stages in asked for stage in stages]
         reported = sorted({name for info in infos for name in info["reported"]})
-        version = f"{'+'.join(reported) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
+        version = f"{names_of(reported) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
         trait, coherence = ([row for stage in stages for row in stage.rows(REPLIES)] for stages in asked)
-        rows = score_rows(trait, coherence, rubrics, settings, version)
+        rows = only_scores(score_rows(trait, coherence, rubrics, settings, version))
         write_jsonl(out / SCORES, rows)
         return {
             "judge": "api",
@@ -152,6 +172,11 @@ def by_api(bench: Bench, answers: Completions, label: str, purpose: Purpose, doc
     return bench.store.stage(JUDGE, inputs, build, label, purpose)
 
 
+def names_of(reported: list[str]) -> str:
+    """Models that answered, as the endpoint named them; a hash where it has a new name for every reply."""
+    return "+".join(reported) if len(reported) <= MOST_NAMES else f"{len(reported)} models {text_digest(reported)[:12]}"
+
+
 def scored_by(row: Score) -> str:
     """Whether a row rests on the judge's distribution over numbers, or on the integers it wrote."""
     if row["failure"] is not None:
@@ -169,7 +194,7 @@ def replies(bench: Bench, settings: ApiConfig, rubric: Rubric, block: Stage, lab
         texts = [(row["prompt"], row["text"]) for row in block.rows(ANSWERS)]
         return ask_block(out, settings, rubric, texts, earlier)
 
-    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=True)
+    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=(PARTIAL,))
 
 
 JUDGES: dict[str, Callable[[Bench, Completions, str, Purpose, bool], Stage]] = {

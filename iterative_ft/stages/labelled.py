@@ -7,7 +7,8 @@ from pathlib import Path
 
 from iterative_ft.machine.files import text_digest, write_jsonl
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.completions import ANSWERS, Completions
+from iterative_ft.stages.blocks import ANSWERS
+from iterative_ft.stages.completions import Completions
 from iterative_ft.store import Kind
 
 LABELLED = Kind("labelled", 1)

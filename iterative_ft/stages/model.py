@@ -33,6 +33,12 @@ def model_stage(config: Config, store: Store) -> Stage:
     return store.stage(MODEL, inputs, build, f"base model {model.name}", {"policy": "base", "role": "checkpoint"})
 
 
-def base_of(stage: Stage) -> Policy:
-    """The untouched model."""
-    return Policy("base", stage.path if stage.pending else base.location(stage.path, stage.info), stage.digest)
+def base_of(config: Config, stage: Stage, dry_run: bool) -> Policy:
+    """The untouched model, its files where this machine has them. A dry run neither looks nor downloads."""
+    if stage.pending or config.fake:
+        return Policy("base", stage.path, stage.digest)
+    if dry_run:
+        here = Path(stage.info.get("folder", stage.path))
+    else:
+        here = base.location(config.model.path, stage.path, stage.info, config.model.trust_remote_code)
+    return Policy("base", here, stage.digest)

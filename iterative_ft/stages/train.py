@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.errors import RunError
 from iterative_ft.machine.device import n_gpus
 from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models import forward
-from iterative_ft.models.policy import Policy, check_adapter
+from iterative_ft.models.adapters import check_adapter
+from iterative_ft.models.policy import Policy
 from iterative_ft.seeds import derive
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import EXAMPLES, CycleData, Roles
 from iterative_ft.store import Kind, Stage
-from iterative_ft.training.job import ADAPTER, LOG, Job
+from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, Job
 from iterative_ft.training.job import train as train_job
 
 TRAIN = Kind("train", 2)
@@ -90,7 +90,7 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
 
     name = f"policy[{cycle}]"
     label, role = f"train {name} from {init.name}", "policy"
-    stage = bench.store.stage(TRAIN, inputs, build, label, {"policy": name, "role": role}, resumable=True)
+    stage = bench.store.stage(TRAIN, inputs, build, label, {"policy": name, "role": role}, resumable=(CHECKPOINTS, LOG))
     roles: Roles = {"init": init.name, "reference": reference.name if config.method.name == "dpo" else "none"}
     note: Roles = {}
     if config.method.name == "sdf" and config.model.chat:
@@ -119,15 +119,10 @@ def policy_of(bench: Bench, stage: Stage, name: str) -> Policy:
 
 def adopt(bench: Bench, folder: Path) -> Trained:
     """Take an adapter that was trained elsewhere as policy[0]."""
-    base, config = bench.base, bench.config
+    base, config, folder = bench.base, bench.config, folder.expanduser()
     digests = file_digests(folder)
-    if not config.fake:
-        if not any(name.endswith(".safetensors") for name in digests):
-            raise RunError(
-                f"start_adapter={folder} has no .safetensors weights: pickled weights are never loaded, convert them first"
-            )
-        model = None if bench.store.dry_run else base.model
-        check_adapter(folder, config.lora, f"in start_adapter={folder}", model, config.model.trust_remote_code)
+    if not config.fake and not bench.store.dry_run:  # before that the look at the model has done it
+        check_adapter(folder, config.lora, f"in start_adapter={folder}", base.model, config.model.trust_remote_code)
     policy = Policy("policy[0]", base.model, base.model_digest, folder, text_digest(digests))
     return Trained(policy, None, None, {"cycle": 0, "init": "start_adapter", "reference": "none", "data": str(folder)})
 

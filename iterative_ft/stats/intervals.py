@@ -6,11 +6,14 @@ are compared question by question. Which statistic, and what it was tested on: d
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from iterative_ft.errors import RunError
 
 LEVEL = 0.95
 # Points by which kinds of question that the sample happens to miss may differ from those it has (see `bounds`).
@@ -56,10 +59,16 @@ def t_interval(values: Sequence[float]) -> Interval | None:
 
 
 def question_means(values: Sequence[float | None], questions: Sequence[str]) -> dict[str, float]:
-    """Mean of each question's scored answers, questions in the order they first appear; unscored questions are left out."""
+    """Mean of each question's scored answers, questions in the order they first appear; unscored questions are left out.
+
+    Raises:
+        RunError: a score is NaN or infinite, and what follows from it would pass every comparison.
+    """
     groups: dict[str, list[float]] = {}
     for value, question in zip(values, questions, strict=True):
         if value is not None:
+            if not math.isfinite(value):
+                raise RunError(f"a score of {question[:60]!r} is {value}, no finite number: judge the run anew")
             groups.setdefault(question, []).append(value)
     return {question: float(np.mean(group)) for question, group in groups.items()}
 

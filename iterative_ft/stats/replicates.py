@@ -6,13 +6,17 @@ Verdicts over seeds, reports and sweeps all ask here, and nowhere else.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from iterative_ft.machine.files import text_digest
 
 # Settings in which runs of one arm may differ: they do not change what is measured.
 FREE = ("seed", "store", "dry_run", "device", "wandb", "gauges")
+
+
+# What a run was made with, beside its settings (its manifest's "made"): base model, judges, code versions of stages, device.
+MADE = {"model": "model", "judges": "judge", "kinds": "code of stages", "device": "device"}
 
 
 def arm_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +27,18 @@ def arm_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def arm_digest(config: Mapping[str, Any]) -> str:
-    """Equal for replicates, and for them alone."""
-    return text_digest(arm_settings(config))
+def arm_digest(config: Mapping[str, Any], made: Mapping[str, Any] | None = None) -> str:
+    """Equal for replicates, and for them alone.
+
+    Args:
+        made: what the run was made with; None for runs older than that record, which go by their settings.
+    """
+    return text_digest([arm_settings(config), None if made is None else {name: made.get(name) for name in MADE}])
+
+
+def made_differently(mades: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
+    """What runs of the same settings differ in, in words, with the value of each run."""
+    if any(made is None for made in mades) and not all(made is None for made in mades):
+        return {"record of how they were made": ["none" if made is None else "kept" for made in mades]}
+    found = {word: [(made or {}).get(name) for made in mades] for name, word in MADE.items()}
+    return {word: values for word, values in found.items() if any(value != values[0] for value in values)}

@@ -81,8 +81,10 @@ class Verdict:
         return asdict(self)
 
 
-def curve_of(rows: Sequence[ScoredAnswer], config: Mapping[str, Any], name: str) -> Curve:
-    """The curve of a run's answers; a failed answer only counts as failed."""
+def curve_of(
+    rows: Sequence[ScoredAnswer], config: Mapping[str, Any], name: str, made: Mapping[str, Any] | None = None
+) -> Curve:
+    """The curve of a run's answers; a failed answer only counts as failed. `made` is what the run was made with."""
     cycles = tuple(sorted({row["cycle"] for row in rows}))
     questions = tuple(dict.fromkeys(row["question"] for row in rows))
     scores = {key: np.full((len(cycles), len(questions)), np.nan) for key in ("trait", "coherence")}
@@ -94,9 +96,8 @@ def curve_of(rows: Sequence[ScoredAnswer], config: Mapping[str, Any], name: str)
             values[number] = [means.get(question, np.nan) for question in questions]
         if sum(row["failure"] is not None for row in mine) > config["measure"]["max_failure_share"] * len(mine):
             invalid.append(cycle)
-    return Curve(
-        name, config["seed"], arm_digest(config), cycles, questions, scores["trait"], scores["coherence"], tuple(invalid)
-    )
+    arm = arm_digest(config, made)
+    return Curve(name, config["seed"], arm, cycles, questions, scores["trait"], scores["coherence"], tuple(invalid))
 
 
 def run_verdict(curve: Curve, margin: float = MARGIN) -> Verdict:
@@ -116,8 +117,8 @@ def group_verdict(curves: Sequence[Curve], margin: float = MARGIN) -> Verdict:
         return run_verdict(curves[0], margin)
     if len({curve.arm for curve in curves}) > 1:
         raise RunError(
-            f"{', '.join(c.name for c in curves)} differ in more than their seed: group the runs of one arm, "
-            "or compare them one by one"
+            f"{', '.join(c.name for c in curves)} differ in more than their seed (settings, judge, base model, code or "
+            "device): group the runs of one arm, or compare them one by one"
         )
     seeds = [curve.seed for curve in curves]
     if len(set(seeds)) < len(seeds):

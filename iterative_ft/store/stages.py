@@ -1,45 +1,52 @@
-"""Stages: resume, sharing between runs, crash safety and provenance all follow from `Store.stage`, and from nothing else.
-
-<store>/<kind>/<key>/          a finished stage: its files and manifest.json, never written again
-<store>/.work/<kind>-<key>/    a stage being built; garbage after a crash, except for checkpoints that a stage resumes from
-<store>/.locks/<kind>-<key>    held while a stage is built
-<store>/.refs/<run>.json       which run folder uses which stages, for `gc`
-"""
+"""Stages: resume, sharing between runs, crash safety and provenance all follow from `Store.stage`, and from nothing else."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
 from filelock import FileLock, Timeout
 
 from iterative_ft.errors import RunError
-from iterative_ft.machine.files import file_digests, read_jsonl, sync_folder, write_json
+from iterative_ft.machine.disk import UNWRITABLE, disk_faults_told
+from iterative_ft.machine.files import sync_folder, write_json
+from iterative_ft.store.layout import (
+    LOCKS,
+    MANIFEST,
+    WORK,
+    clear_work,
+    discard,
+    is_marked,
+    make_folder,
+    make_way,
+    mark,
+    remove,
+    stage_folders,
+)
+from iterative_ft.store.manifest import (
+    Damaged,
+    Kind,
+    Stage,
+    as_json,
+    content_digest,
+    contents,
+    read_stage,
+    record_digest,
+    stage_key,
+)
+from iterative_ft.store.references import referred_before, write_reference
 
-MANIFEST = "manifest.json"
-WORK, LOCKS, REFERENCES = ".work", ".locks", ".refs"
+PATIENCE_S = 60.0  # who waits longer for another process is told which file is held
 
 Build = Callable[[Path], Mapping[str, Any] | None]
 """Writes a stage's files into the folder it is given; what it returns goes into the manifest as "info". A "seconds" in it is
 what the stage took, where that is not the time of the call: stages that were built together share one."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of stage. Its version is raised when its code starts to produce something else from the same inputs."""
-
-    name: str
-    version: int
 
 
 class Purpose(TypedDict, total=False):
@@ -49,36 +56,6 @@ class Purpose(TypedDict, total=False):
     """The policy that wrote, was trained, judged or gauged."""
     role: str
     """What it is to the cycle: "chosen", "rejected", "answers", "documents", "policy", …"""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One finished unit of work (or, in a dry run, one that is still to do)."""
-
-    kind: str
-    key: str
-    path: Path
-    digest: str
-    """Hash of the files' contents: what children are keyed on. In a dry run "pending:<key>" where it is not known yet."""
-    manifest: dict[str, Any] = field(repr=False)
-
-    @property
-    def pending(self) -> bool:
-        return self.digest.startswith("pending:")
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        """What the key was made of."""
-        return dict(self.manifest["inputs"])
-
-    @property
-    def info(self) -> dict[str, Any]:
-        """What the build said of itself; empty while it is pending."""
-        return dict(self.manifest.get("info", {}))
-
-    def rows(self, name: str) -> list[Any]:
-        """Read a JSONL file of the stage."""
-        return read_jsonl(self.path / name)
 
 
 @dataclass(frozen=True)
@@ -95,11 +72,14 @@ class Event:
     waited_s: float = 0.0
 
 
-AHEAD: dict[tuple[Path, str], Stage] = {}  # by store and name: stages that this process built before they were asked for
+AHEAD: dict[tuple[Path, str], Stage] = {}  # by store and name: what this process built before it was asked for (ahead.py)
 
 
 class Store:
-    """A folder of stages. Safe to share between processes, and between machines whose file system has POSIX locks."""
+    """A folder of stages. Safe to share between processes, and between machines whose file system has POSIX locks.
+
+    One that may only be read serves what it holds.
+    """
 
     def __init__(
         self,
@@ -108,12 +88,13 @@ class Store:
         on_event: Callable[[Event], None] | None = None,
         run_folder: Path | None = None,
     ) -> None:
-        self.root = root
+        self.root = root.expanduser()
         self.run_folder = run_folder  # whose stages these are: `gc` keeps them from the moment they are asked for
         self.dry_run = dry_run
         self.on_event = on_event or (lambda event: None)
         self.on_start: Callable[[str], None] = lambda label: None
         self.used: set[str] = set()  # stage paths below the root, for the reference file
+        self.used_before: frozenset[str] | None = None  # by earlier attempts of the run; None: not read yet
         self.verified: dict[str, Stage] = {}  # stages whose files this process has checked against their digests
 
     def stage(
@@ -123,173 +104,241 @@ class Store:
         build: Build,
         label: str,
         purpose: Purpose | None = None,
-        resumable: bool = False,
+        resumable: Sequence[str] = (),
     ) -> Stage:
         """Return the stage that `inputs` address, building it if no process has.
 
         Args:
             inputs: JSON values that determine the result; parents by their `digest`.
             label: what the screen calls it.
-            resumable: keep the work folder of a killed build, for `build` to go on from what it finds there.
+            resumable: names in the work folder of a killed build that `build` goes on from; all else in it is removed.
         """
         key = stage_key(kind, inputs)
         name = f"{kind.name}/{key}"
         if name in self.verified:
             return self.verified[name]
-        self.use(name)
-        stage, how, seconds, waited = None, "built", 0.0, 0.0
-        if not self.dry_run:
-            stage = AHEAD.pop((self.root, name), None)
+        if self.dry_run:
+            event = self.planned(kind.name, key, inputs, label, purpose or {})
+        else:
+            with disk_faults_told(f"building {label} in store={self.root}", "all finished stages are kept", self.freeing):
+                self.use(name)
+                event = self.had(kind.name, key, inputs, build, label, purpose or {}, resumable)
+        self.verified[name] = event.stage
+        self.on_event(event)
+        return event.stage
+
+    @property
+    def freeing(self) -> str:
+        """The command that frees space."""
+        return f"python -m iterative_ft.store gc {self.root}"
+
+    def planned(self, kind: str, key: str, inputs: dict[str, Any], label: str, purpose: Purpose) -> Event:
+        """How a stage would be had; its files are not looked at."""
+        with suppress(Damaged):
+            stage = read_stage(self.root, kind, key, inputs, whole=False)
+            if stage is not None:
+                return Event(stage, "stored", label, purpose)
+        path = self.root / kind / key
+        return Event(Stage(kind, key, path, f"pending:{key}", {"inputs": inputs, "label": label}), "pending", label, purpose)
+
+    def had(
+        self, kind: str, key: str, inputs: dict[str, Any], build: Build, label: str, purpose: Purpose, resumable: Sequence[str]
+    ) -> Event:
+        """Find a stage, or build it under its lock. Referred to by now, it is not removed any more once the lock was held."""
+        ahead = AHEAD.pop((self.root, f"{kind}/{key}"), None)
+        if ahead is not None:
+            return built(ahead, label, purpose)
+        before = self.state(kind, key)
+        try:
+            stage = read_stage(self.root, kind, key, inputs)
+        except Damaged:
+            stage = None  # or it is being removed just now: its lock will tell
         if stage is None:
-            stage, how = self.find(kind.name, key), "stored"
-        if stage is None and self.dry_run:
-            path = self.root / kind.name / key
-            stage, how = Stage(kind.name, key, path, f"pending:{key}", {"inputs": inputs, "label": label}), "pending"
-        elif stage is None:
             self.on_start(label)
-            started = time.monotonic()
-            with self.lock(kind.name, key):
-                waited = time.monotonic() - started
-                stage = self.find(kind.name, key)
-                if stage is None:
-                    stage, how = self.build(kind.name, key, inputs, build, label, resumable), "built"
-        if how == "built":
-            seconds = stage.manifest["seconds"]
-        self.verified[name] = stage
-        self.on_event(Event(stage, how, label, purpose or {}, seconds, waited))
-        return stage
-
-    @contextmanager
-    def claimed(self, wanted: Sequence[tuple[Kind, dict[str, Any]]]) -> Iterator[list[int]]:
-        """Hold the locks of those stages that are still to build and that nobody builds; gives their numbers in `wanted`.
-
-        The caller builds each of them with `put` before it leaves. It never waits, so that two processes that want many of the
-        same stages cannot wait for each other.
-        """
-        mine = []
-        with ExitStack() as locks:
-            for number, (kind, inputs) in enumerate(wanted):
+        started = time.monotonic()
+        with ExitStack() as held:
+            try:
+                held.enter_context(self.lock(kind, key))
+            except OSError as error:
+                if stage is None or error.errno not in UNWRITABLE:
+                    raise
+                return Event(stage, "stored", label, purpose)  # nobody removes anything from a store that is only read
+            waited = time.monotonic() - started
+            if stage is None or self.state(kind, key) != before:
                 try:
-                    lock = FileLock(self.lock_file(kind.name, stage_key(kind, inputs)), timeout=0)
-                    locks.enter_context(lock)
-                except Timeout:
-                    continue
-                if self.find(kind.name, stage_key(kind, inputs)) is None:
-                    mine.append(number)
-            yield mine
+                    stage = read_stage(self.root, kind, key, inputs)
+                except Damaged as error:
+                    print(f"warning: stage {self.root / kind / key} is damaged ({error}): it is built again", file=sys.stderr)
+                    stage = None
+            if stage is None:
+                stage = self.build(kind, key, inputs, build, label, resumable)
+                return built(stage, label, purpose, waited)
+        return Event(stage, "stored", label, purpose, 0.0, waited)
 
-    def put(self, kind: Kind, inputs: dict[str, Any], build: Build, label: str) -> None:
-        """Build a stage before it is asked for; `stage` then counts it as built. The caller has claimed it."""
-        key = stage_key(kind, inputs)
-        name = f"{kind.name}/{key}"
-        self.use(name)
-        AHEAD[self.root, name] = self.build(kind.name, key, inputs, build, label, resumable=False)
+    def state(self, kind: str, key: str) -> tuple[int, int] | None:
+        """What changes when a stage is removed or built again."""
+        try:
+            status = os.lstat(self.root / kind / key / MANIFEST)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
     def reuse(self, stage: Stage, label: str, purpose: Purpose) -> None:
         """Count a stage that was found by its key as used."""
-        self.use(f"{stage.kind}/{stage.key}")
         self.on_event(Event(stage, "stored", label, purpose))
 
-    def use(self, name: str) -> None:
-        """Record which stages the run uses, so that `gc` keeps them as long as the run's folder exists."""
-        self.used.add(name)
-        if self.run_folder is None or self.dry_run:
-            return
-        references = self.root / REFERENCES
-        references.mkdir(parents=True, exist_ok=True)
-        run = str(self.run_folder.resolve())
-        file = references / f"{hashlib.sha256(run.encode()).hexdigest()[:16]}.json"
-        write_json(file, {"run": run, "stages": sorted(self.used)})
-
-    def build(self, kind: str, key: str, inputs: dict[str, Any], build: Build, label: str, resumable: bool) -> Stage:
-        """Build in a work folder, write the manifest last, rename into place. The caller holds the key's lock."""
-        work = self.root / WORK / f"{kind}-{key}"
-        final = self.root / kind / key
-        if not resumable:
-            shutil.rmtree(work, ignore_errors=True)
-        started = time.time()
-        try:
-            work.mkdir(parents=True, exist_ok=True)
-            info = dict(build(work) or {})
-            seconds = info.pop("seconds", time.time() - started)
-            files = file_digests(work, without=(MANIFEST,))
-            manifest: dict[str, Any] = {
-                "kind": kind,
-                "key": key,
-                "label": label,
-                "inputs": inputs,
-                "info": info,
-                "files": files,
-                "digest": content_digest(files),
-                "created": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
-                "seconds": round(seconds, 3),
-            }
-            write_json(work / MANIFEST, manifest)
-            final.parent.mkdir(parents=True, exist_ok=True)
-            if final.exists():  # a damaged stage, or a folder without a manifest that a crash left
-                shutil.rmtree(final)
-            os.rename(work, final)
-            sync_folder(final.parent)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RunError(
-                    f"disk full while building {label} in store={self.root}: all finished stages are kept; "
-                    "free space (python -m iterative_ft.store gc) and run the same command again to go on"
-                ) from error
-            raise
-        return Stage(kind, key, final, manifest["digest"], manifest)
-
     def find(self, kind: str, key: str) -> Stage | None:
-        """The finished and undamaged stage of this key, or None. Damage is told on stderr; a dry run does not look for it."""
-        final = self.root / kind / key
+        """The finished and undamaged stage of this key, used from now on, or None. Damage is told on stderr."""
+        if self.dry_run:
+            with suppress(Damaged):
+                return read_stage(self.root, kind, key, whole=False)
+            return None
+        if self.state(kind, key) is None:
+            return None
+        self.use(f"{kind}/{key}")
         try:
-            manifest = json.loads((final / MANIFEST).read_text())
-        except FileNotFoundError:
+            with suppress_unwritable(), self.lock(kind, key):
+                pass  # who was removing it is done
+            return read_stage(self.root, kind, key)
+        except Damaged as error:
+            print(f"warning: stage {self.root / kind / key} is damaged ({error}): it is not used", file=sys.stderr)
             return None
-        except ValueError:
-            warn_damaged(final, "its manifest is not readable")
-            return None
-        if not self.dry_run:
-            try:
-                found = file_digests(final, without=(MANIFEST,))
-            except OSError as error:
-                warn_damaged(final, str(error))
-                return None
-            if found != manifest["files"] or content_digest(found) != manifest["digest"]:
-                changed = sorted(n for n in found.keys() | manifest["files"].keys() if found.get(n) != manifest["files"].get(n))
-                warn_damaged(final, f"{', '.join(changed[:3])} differ(s) from the recorded digest")
-                return None
+
+    def intact(self, stage: Stage) -> bool:
+        """Whether a stage's files are what was built, where only its manifest was looked at (in a dry run)."""
+        try:
+            return not stage.pending and read_stage(self.root, stage.kind, stage.key) is not None
+        except Damaged:
+            return False
+
+    def use(self, name: str) -> None:
+        """Record which stages the run uses, so that `gc` keeps them; those of its earlier attempts stay until it has ended."""
+        if name in self.used:
+            return
+        self.used.add(name)
+        if self.dry_run:
+            return
+        first = self.used_before is None
+        if first:
+            self.used_before = frozenset() if self.run_folder is None else referred_before(self.root, self.run_folder)
+        with suppress_unwritable(self.unreferred if first else None):
+            stages = [name] if self.run_folder is None else sorted(self.used | (self.used_before or frozenset()))
+            write_reference(self.root, self.run_folder, stages)
+
+    def check_serves(self, planned: Sequence[Event]) -> None:
+        """Raise `RunError`, before any work, where a store that may only be read does not hold all that a run needs."""
+        missing = [event.label for event in planned if event.how == "pending"]
+        if missing and self.root.is_dir() and not os.access(self.root, os.W_OK):
+            raise RunError(
+                f"store={self.root} cannot be written to and lacks {len(missing)} of the run's {len(planned)} stages (first: "
+                f"{missing[0]}): name a store that can be written to, or run once where this one can"
+            )
+
+    def settle(self) -> None:
+        """The run has ended: what only its earlier attempts used is no longer referred to."""
+        if self.run_folder is not None and self.used_before and not self.used_before <= self.used:
+            with suppress_unwritable():
+                write_reference(self.root, self.run_folder, sorted(self.used))
+
+    def unreferred(self) -> None:
+        print(
+            f"warning: store={self.root} cannot be written to: who clears it does not see that this run uses it",
+            file=sys.stderr,
+        )
+
+    def build(self, kind: str, key: str, inputs: dict[str, Any], build: Build, label: str, resumable: Sequence[str]) -> Stage:
+        """Build in a work folder, write the manifest last, rename into place. The caller holds the key's lock."""
+        if not is_marked(self.root):
+            with self.lock("store", "mark"):
+                mark(self.root)
+        work, final, name = self.root / WORK / f"{kind}-{key}", self.root / kind / key, f"{kind}-{key}"
+        started = time.time()
+        make_folder(work.parent, self.root)
+        clear_work(work, keep=resumable)
+        work.mkdir(exist_ok=True)
+        try:
+            info = as_json(build(work) or {})
+            seconds = info.pop("seconds", time.time() - started)
+        except OSError:
+            with suppress(OSError):  # of a full disk, say: what cannot be gone on from need not fill it
+                clear_work(work, keep=resumable)
+            raise
+        except ValueError as error:
+            if "not JSON compliant" not in str(error):
+                raise
+            raise RunError(f"{label}: a number that is not finite came out of it ({error}): nothing of it is stored") from error
+        try:
+            files = contents(work)
+        except Damaged as error:
+            raise RunError(f"{label}: what was built cannot be stored: {error} in {work}") from error
+        manifest: dict[str, Any] = {
+            "kind": kind,
+            "key": key,
+            "label": label,
+            "inputs": as_json(inputs),
+            "info": info,
+            "files": files,
+            "digest": content_digest(files),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(started)),
+            "seconds": round(seconds, 3),
+        }
+        manifest["record"] = record_digest(manifest)
+        write_json(work / MANIFEST, manifest)
+        make_folder(final.parent, self.root)
+        doomed = None
+        if os.path.lexists(final):  # a damaged stage, or a folder without a manifest that a crash left
+            doomed = discard(final, self.root, name)
+        os.rename(work, final)
+        sync_folder(final.parent)
+        if doomed is not None:
+            with suppress(OSError):  # what stays, `gc` removes
+                remove(doomed)
         return Stage(kind, key, final, manifest["digest"], manifest)
 
     @contextmanager
-    def lock(self, kind: str, key: str) -> Iterator[None]:
-        """Hold the key's lock; freed by the kernel when the process dies."""
-        with FileLock(self.lock_file(kind, key)):
-            yield
+    def lock(self, kind: str, key: str, wait: bool = True) -> Iterator[None]:
+        """Hold the key's lock; freed by the kernel when the process dies.
 
-    def lock_file(self, kind: str, key: str) -> Path:
-        """Where a key's lock is."""
-        locks = self.root / LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
-        return locks / f"{kind}-{key}"
+        Raises:
+            Timeout: another process holds it, and `wait` is false.
+        """
+        make_folder(self.root / LOCKS, self.root)
+        file = self.root / LOCKS / f"{kind}-{key}"
+        make_way(file, self.root, for_folder=False)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=PATIENCE_S if wait else 0)
+        except Timeout:
+            if not wait:
+                raise
+            print(f"waiting for another process that builds {kind}/{key} (it holds {file})", file=sys.stderr)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def stages(self) -> Iterator[Stage]:
-        """Every finished stage, not checked against its digests."""
-        for manifest_file in sorted(self.root.glob(f"[!.]*/*/{MANIFEST}")):
-            manifest = json.loads(manifest_file.read_text())
-            yield Stage(manifest["kind"], manifest["key"], manifest_file.parent, manifest["digest"], manifest)
+        """Every finished stage whose manifest is sound, not checked against its digests."""
+        for kind, key in stage_folders(self.root):
+            with suppress(Damaged, OSError):
+                stage = read_stage(self.root, kind, key, whole=False)
+                if stage is not None:
+                    yield stage
 
 
-def warn_damaged(stage: Path, why: str) -> None:
-    print(f"warning: stage {stage} is damaged ({why}): it is built again", file=sys.stderr)
+def built(stage: Stage, label: str, purpose: Purpose, waited_s: float = 0.0) -> Event:
+    """A stage that this process built, now or ahead."""
+    return Event(stage, "built", label, purpose, stage.manifest["seconds"], waited_s)
 
 
-def stage_key(kind: Kind, inputs: dict[str, Any]) -> str:
-    """Address of a stage: a hash of its kind, that kind's code version, and its inputs."""
-    text = json.dumps([kind.name, kind.version, inputs], sort_keys=True, ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def content_digest(files: dict[str, str]) -> str:
-    """Hash of what `file_digests` found."""
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:32]
+@contextmanager
+def suppress_unwritable(told: Callable[[], None] | None = None) -> Iterator[None]:
+    """Go on where a store may only be read."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        if told is not None:
+            told()

@@ -6,6 +6,7 @@ Examples are token ids from end to end. The stage checkpoints in its own folder 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -13,10 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from iterative_ft.errors import RunError
 from iterative_ft.machine.device import freed_memory_kept
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.machine.libraries import quiet_transformers
 from iterative_ft.machine.process import run_isolated
+from iterative_ft.models.adapters import put_on
+from iterative_ft.models.base import load
+from iterative_ft.training.diverged import diverged
 from iterative_ft.training.examples import Example, TextExample, n_tokens
 
 LOG = "train_log.jsonl"
@@ -49,17 +54,24 @@ class Job:
 def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
     """Write the adapter and the training curve into `job.out`; return counts and timings.
 
-    On CUDA this happens in a child process, under accelerate when the machine has several GPUs.
+    On CUDA this happens in a child process, under accelerate when the machine has several GPUs. A training that diverges is a
+    `RunError` and leaves nothing behind.
 
     Args:
         on_step: told step, number of steps and loss as they come, when training happens in this process.
     """
     started = time.monotonic()
-    if job.device == "cpu" and job.n_processes == 1:
-        with freed_memory_kept():
-            result = train_here(asdict(job), on_step)
-    else:
-        result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
+    try:
+        if job.device == "cpu" and job.n_processes == 1:
+            with freed_memory_kept():
+                result = train_here(asdict(job), on_step)
+        else:
+            result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
+    except RunError:  # it diverged, or its adapter does not fit: nothing of it is worth going on from
+        for name in (CHECKPOINTS, ADAPTER):
+            shutil.rmtree(Path(job.out, name), ignore_errors=True)
+        Path(job.out, LOG).unlink(missing_ok=True)
+        raise
     shutil.rmtree(Path(job.out, CHECKPOINTS), ignore_errors=True)
     return {**result, "train_seconds": round(time.monotonic() - started, 3)}
 
@@ -68,8 +80,8 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     """Train in this process."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, PrinterCallback, set_seed
 
     from iterative_ft.training.callbacks import StepLog
     from iterative_ft.training.trainers import TRAINERS, score_completions_only
@@ -80,9 +92,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=job["trust_remote_code"])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, so any token will do
-    base = AutoModelForCausalLM.from_pretrained(
-        job["model"], dtype=getattr(torch, job["dtype"]), trust_remote_code=job["trust_remote_code"]
-    )
+    base = load(job["model"], getattr(torch, job["dtype"]), job["trust_remote_code"])
     if job["init_adapter"] is None:
         lora = job["lora"]
         model = get_peft_model(
@@ -97,7 +107,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
             ),
         )
     else:
-        model = PeftModel.from_pretrained(base, job["init_adapter"], is_trainable=True)
+        model = put_on(base, job["init_adapter"], "to go on from", trainable=True)
     initial = adapter_digest(model)
     examples = read_jsonl(Path(job["examples"]))
     score_completions_only()
@@ -126,11 +136,14 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     }
     trained = trainer.accelerator.unwrap_model(trainer.model)
     whole = adapter_state(trained) if trainer.is_fsdp_enabled else None  # FSDP: put together by all processes, each has a part
+    norm = adapter_norm(adapter_state(trained) if whole is None else whole)
+    if not math.isfinite(norm):
+        raise diverged(trainer.state.global_step, "the adapter's norm", norm)
     if trainer.is_world_process_zero():
         (out / ADAPTER).mkdir(exist_ok=True)
         trained.save_pretrained(out / ADAPTER, selected_adapters=["default"], state_dict=whole)
         (out / ADAPTER / "README.md").unlink(missing_ok=True)
-        result["adapter_norm"] = adapter_norm(adapter_state(trained) if whole is None else whole)
+        result["adapter_norm"] = norm
         make_adapter_portable(out / ADAPTER)
     return result
 
@@ -181,7 +194,7 @@ def adapter_digest(model: Any) -> str:
 
 
 def adapter_norm(weights: dict[str, Any]) -> float:
-    """Frobenius norm of the whole adapter's weights."""
+    """Frobenius norm of the whole adapter's weights; not finite where any of them is not, or far beyond what training gives."""
     return float(sum(float(value.float().pow(2).sum()) for value in weights.values()) ** 0.5)
 
 

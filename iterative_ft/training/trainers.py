@@ -57,6 +57,7 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "save_total_limit": 2,
         "logging_steps": 1,
         "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would show 0 for the loss of a step that diverged
         "report_to": "none",
         "seed": job["seed"],
         "data_seed": job["seed"],
@@ -69,7 +70,10 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     }
     if method["lr_schedule"] == "cosine":
         values["lr_scheduler_kwargs"] = {"min_lr_rate": method["lr_floor"]}
-    return values | method["trl"]
+    passed = dict(method["trl"])
+    if "lr_scheduler_kwargs" in passed:  # beside lr_floor, not in its place
+        passed["lr_scheduler_kwargs"] = values.get("lr_scheduler_kwargs", {}) | passed["lr_scheduler_kwargs"]
+    return values | passed
 
 
 def callbacks(job: dict[str, Any], steps: StepLog) -> list[TrainerCallback]:

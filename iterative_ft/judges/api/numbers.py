@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+# An end token as tokenizers spell it, or nothing where an endpoint hides it.
+CONTROL = re.compile(r"\s*(<[^<>]{1,60}>|\[[^\[\]0-9]{1,60}\])?\s*")
 INTEGER = re.compile(r"\s*(\d+)\s*\.?\s*", re.ASCII)
 
 
@@ -91,10 +93,30 @@ def is_digits(token: str) -> bool:
 def sound(tokens: list[dict[str, Any]]) -> bool:
     """Whether reported log-probabilities can be such: finite or -inf, none above 0, none adding up to more than 1."""
     for position in tokens:
-        chances = {position["token"]: position["logprob"]} | dict(position["top"])
-        if any(math.isnan(x) or x > 1e-3 for x in chances.values()) or sum(map(math.exp, chances.values())) > 1.02:
+        written, top = position["logprob"], [logprob for _, logprob in position["top"]]
+        if any(math.isnan(x) or x > 1e-3 for x in (written, *top)):
+            return False
+        others = [logprob for token, logprob in position["top"] if token != position["token"]]
+        if max(sum(map(math.exp, top)), math.exp(written) + sum(map(math.exp, others))) > 1.02:
             return False
     return True
+
+
+def agrees(tokens: list[dict[str, Any]], text: str, started: str = "") -> bool:
+    """Whether the tokens are those of the text, but for white space around it and an end token after it.
+
+    Args:
+        started: digits that were already written when the judge was asked; some endpoints repeat them in the text.
+    """
+    said = [text.strip()]
+    if started:
+        said.append(text.strip().removeprefix(started))
+    pieces = [position["token"] for position in tokens]
+    while pieces and CONTROL.fullmatch(pieces[-1]) is not None:
+        if "".join(pieces).strip() in said:
+            return True
+        pieces.pop()
+    return "".join(pieces).strip() in said
 
 
 def written(text: str) -> int | None:

@@ -10,30 +10,24 @@ import json
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from iterative_ft.config.schema import ApiConfig
 from iterative_ft.errors import RunError
-from iterative_ft.judges.api.endpoint import Endpoint, Reply, address
-from iterative_ft.judges.api.numbers import Tree, sound, walk, writes_whole_numbers, written
+from iterative_ft.judges.api.completion import Reply
+from iterative_ft.judges.api.endpoint import Endpoint, address, altered_fields
+from iterative_ft.judges.api.numbers import Tree, agrees, sound, walk, writes_whole_numbers, written
+from iterative_ft.judges.api.recorded import PARTIAL, REPLIES, Asked, is_whole, left_behind, recorded, succeeded
 from iterative_ft.judges.api.rubric import Rubric
 from iterative_ft.judges.scores import Score
-from iterative_ft.machine.files import read_jsonl, write_jsonl
+from iterative_ft.machine.files import write_jsonl
 
-REPLIES, PARTIAL = "replies.jsonl", "partial.jsonl"
 SMALL_BRANCH = 0.005  # leading digits less likely than this are not asked about: they move a score by half a point at most
 # Settings that decide what is said; the rest (waits, retries, prices) may change without asking again.
+# judge.fields is one of them where it changes more than a name.
 DECIDES = ("model", "temperature", "max_new_tokens", "top_logprobs", "follow_digits", "extra_body", "attempt")
-
-
-class Asked(TypedDict):
-    """A row of replies.jsonl: all that was asked about one answer."""
-
-    answer: int
-    replies: list[dict[str, Any]]
-    """As in `endpoint.Reply`, with the digits they start from ("started") and their probability ("weight")."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +44,9 @@ class Grade:
 def request_inputs(config: ApiConfig, rubric: Rubric) -> dict[str, Any]:
     """What replies depend on beside the answers: the endpoint by name, never its key."""
     decides = {name: getattr(config, name) for name in DECIDES}
+    altered = altered_fields(config)
+    if altered:
+        decides["fields"] = altered
     return {"judge": "api", "endpoint": address(config), "asks": rubric.asks, "prompts": rubric.digest, **decides}
 
 
@@ -66,20 +63,20 @@ def ask_block(
         RunError: the endpoint refuses every call, or too many calls in a row failed. Replies so far stay in `out`.
     """
     partial = out / PARTIAL
-    left = read_jsonl(partial, torn=True)
+    left = left_behind(partial, len(answers))
     write_jsonl(partial, left)  # without a line that a kill cut off
-    rows = {row["answer"]: row for row in [*earlier, *left] if succeeded(row)}
+    rows = {row["answer"]: row for row in [*(row for row in earlier if is_whole(row, len(answers))), *left] if succeeded(row)}
     n_had, in_a_row = len(rows), 0
     endpoint = Endpoint(config)
     try:
         with ThreadPoolExecutor(config.max_concurrency) as pool, partial.open("a", encoding="utf-8") as file:
-            futures = [
-                pool.submit(ask_one, endpoint, rubric, i, prompt, text)
-                for i, (prompt, text) in enumerate(answers)
-                if i not in rows
-            ]
             trouble: RunError | None = None
             try:
+                futures = [
+                    pool.submit(ask_one, endpoint, rubric, i, prompt, text)
+                    for i, (prompt, text) in enumerate(answers)
+                    if i not in rows
+                ]
                 for future in as_completed(futures):  # after trouble too: calls under way still bring replies
                     try:
                         row, detail = future.result()
@@ -88,15 +85,15 @@ def ask_block(
                         endpoint.stop.set()
                         continue
                     rows[row["answer"]] = row
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                     in_a_row = 0 if succeeded(row) else in_a_row + 1
                     if trouble is None and in_a_row == config.max_failures_in_a_row:
                         trouble = RunError(down(config, row, in_a_row, detail))
                         endpoint.stop.set()
-            except BaseException:  # an interrupt: leave without asking for the rest
-                endpoint.stop.set()
+            except BaseException:  # an interrupt: leave without the rest, and without what is under way
+                endpoint.abort()
                 raise
             if trouble is not None:
                 raise trouble
@@ -123,7 +120,7 @@ def ask_one(endpoint: Endpoint, rubric: Rubric, number: int, prompt: str, text: 
                 continue
             reply = endpoint.ask(messages, started)
             replies.append(recorded(reply, started, weight))
-            if usable(reply):
+            if usable(reply, started):
                 assert reply.tokens is not None
                 todo |= {
                     digits: p
@@ -133,26 +130,21 @@ def ask_one(endpoint: Endpoint, rubric: Rubric, number: int, prompt: str, text: 
     return {"answer": number, "replies": replies}, first.detail
 
 
-def usable(reply: Reply) -> bool:
+def usable(reply: Reply, started: str = "") -> bool:
     """Whether a reply's tokens can be walked."""
-    return reply.failure is None and bool(reply.tokens) and sound(reply.tokens or [])
-
-
-def recorded(reply: Reply, started: str, weight: float) -> dict[str, Any]:
-    kept = asdict(reply)
-    del kept["detail"]
-    return {"started": started, "weight": weight, **kept}
-
-
-def succeeded(row: Asked) -> bool:
-    """Whether every call about an answer brought a reply, whatever it says."""
-    return all(reply["failure"] in (None, "judge_refused") for reply in row["replies"])
+    if reply.failure is not None or not reply.tokens:
+        return False
+    return sound(reply.tokens) and agrees(reply.tokens, reply.text, started)
 
 
 def down(config: ApiConfig, row: Asked, n: int, detail: str) -> str:
-    said = f" ({detail})" if detail else ""
+    said, failure = f" ({detail})" if detail else "", row["replies"][0]["failure"]
+    if failure in ("http_400", "http_422"):
+        said += "; a field of the request that it refuses can be renamed or left out (judge.fields)"
+    elif failure is not None and failure.startswith("http_3"):
+        said += "; judge.base_url has to be the address that answers"
     return (
-        f"the judge's endpoint {address(config)} failed {n} calls in a row, last: {row['replies'][0]['failure']}{said}: mend "
+        f"the judge's endpoint {address(config)} failed {n} calls in a row, last: {failure}{said}: mend "
         "it and run the same command again, which goes on from the replies had so far (to record failures instead and go on: "
         "judge.max_failures_in_a_row=null)"
     )
@@ -191,11 +183,12 @@ def grade(row: Asked, rubric: Rubric, config: ApiConfig, whole: bool) -> Grade:
         return Grade(None, first["failure"])
     if first["finish_reason"] == "content_filter":
         return Grade(None, "content_filter")
-    word = first["text"].strip(" \n\t.\"'*").upper()
+    word, tokens = first["text"].strip(" \n\t.\"'*").upper(), first["tokens"]
     if not word:
         return Grade(None, "empty")
+    doubtful = tokens is not None and not (sound(tokens) and agrees(tokens, first["text"]))
     if word in rubric.marks:
-        return Grade(None, mark=word.lower())
+        return Grade(None, "bad_logprobs") if doubtful else Grade(None, mark=word.lower())
     number = written(first["text"])
     if number is None:
         return Grade(None, "not_a_number")
@@ -203,16 +196,15 @@ def grade(row: Asked, rubric: Rubric, config: ApiConfig, whole: bool) -> Grade:
         return Grade(None, "cut_off")  # half a number, perhaps
     if number > top:
         return Grade(None, "out_of_range")
-    tokens = first["tokens"]
+    if doubtful:
+        return Grade(None, "bad_logprobs")
     if tokens is None or not any(position["top"] for position in tokens):
         return Grade(100 * number / top)
-    if not sound(tokens) or str(number) not in "".join(position["token"] for position in tokens):
-        return Grade(None, "bad_logprobs")
     tree = walk(tokens, top, whole)
     for reply in row["replies"][1:]:
         follow(tree, reply, top, whole)
-    if tree.mass < config.numeric_mass_floor:
-        unseen = tree.mass + sum(tree.open.values()) >= config.numeric_mass_floor
+    if tree.mass < config.numeric_mass_floor or tree.mass == 0:
+        unseen = sum(tree.open.values()) > 0 and tree.mass + sum(tree.open.values()) >= config.numeric_mass_floor
         return Grade(None, "digits_unresolved" if unseen else "low_numeric_mass", mass=tree.mass)
     return Grade(100 * tree.mean / top, mass=tree.mass)
 
@@ -220,7 +212,9 @@ def grade(row: Asked, rubric: Rubric, config: ApiConfig, whole: bool) -> Grade:
 def follow(tree: Tree, reply: dict[str, Any], top: int, whole: bool) -> None:
     """Put in place of open leading digits what the judge said when it was asked to go on from them."""
     started = reply["started"]
-    if reply["failure"] is not None or not reply["tokens"] or not sound(reply["tokens"]) or started not in tree.open:
+    if reply["failure"] is not None or not reply["tokens"] or started not in tree.open:
+        return
+    if not sound(reply["tokens"]) or not agrees(reply["tokens"], reply["text"], started):
         return
     branch = walk(reply["tokens"], top, whole, started, tree.open.pop(started))
     for number, p in branch.numbers.items():
@@ -238,7 +232,8 @@ def score_rows(
 ) -> list[Score]:
     """Rows of scores.jsonl, one an answer. Where either request failed there is no score at all, only the failure's name."""
     replies = [r for row in (*trait, *coherence) for r in row["replies"]]
-    whole = any(writes_whole_numbers(r["tokens"]) for r in replies if r["tokens"])
+    told = [r for r in replies if r["tokens"] and sound(r["tokens"]) and agrees(r["tokens"], r["text"], r["started"])]
+    whole = any(writes_whole_numbers(r["tokens"]) for r in told)
     found: list[Score] = []
     for pair in zip(trait, coherence, strict=True):
         grades = [grade(row, rubric, config, whole) for row, rubric in zip(pair, rubrics, strict=True)]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from iterative_ft.errors import RunError
+
 CLIP = 5.0  # standard deviations: a text unlike all training texts must not be extrapolated to
 
 
@@ -62,7 +64,11 @@ def fit(
     mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     rows, columns = np.nonzero(targets)
     totals = targets.sum(axis=0)
-    assert totals.all(), "every class needs texts"
+    without = [name for name, total in zip(classes, totals, strict=True) if total == 0]
+    if without:
+        raise RunError(
+            f"the offline judge has no texts of {', '.join(without)} to learn from: add judge texts on other prompts"
+        )
     assert len(classes) > 2, "scikit-learn keeps one row of weights for two classes"
     wanted = np.asarray([(importance or {}).get(name, 1.0) for name in classes])
     weight = targets[rows, columns] * (len(features) / len(classes) * wanted / totals)[columns]

@@ -66,7 +66,7 @@ def build(
         {"intact": INTACT_IMPORTANCE},
     )
     saved = {"trait": trait.to_json(), "strength": strength.to_json(), "coherence": coherence.to_json()}
-    (out / "probe.json").write_text(json.dumps(saved))
+    (out / "probe.json").write_text(json.dumps(saved, allow_nan=False))
     return {"n_texts": len(trait_texts), "classes": trait_classes, "n_coherence_texts": len(coherence_texts)}
 
 

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from iterative_ft.errors import RunError
+from iterative_ft.config.environment import header_fault
+from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.judges.api.mask import masker, shown
 
 REQUESTS_AT_A_TIME = 8
 N_RETRIES = 3
@@ -34,11 +36,15 @@ def endpoint_backend(endpoint: str, model: str, temperature: float) -> Iterator[
     """A server at the base URL `endpoint`, asked several things at a time; its key is read from OPENAI_API_KEY.
 
     Raises:
+        ConfigError: the key cannot be sent.
         RunError: (when asked) a request failed for good.
     """
     from openai import OpenAI, OpenAIError
 
     key = os.environ.get("OPENAI_API_KEY", "none")
+    fault = header_fault(key)
+    if fault is not None:
+        raise ConfigError(f"the value of the environment variable OPENAI_API_KEY {fault}")
     client = OpenAI(base_url=endpoint, api_key=key, timeout=TIMEOUT_S, max_retries=N_RETRIES)
 
     def one(ask: Ask, max_tokens: int) -> str | None:
@@ -58,7 +64,8 @@ def endpoint_backend(endpoint: str, model: str, temperature: float) -> Iterator[
             with ThreadPoolExecutor(REQUESTS_AT_A_TIME) as threads:
                 return list(threads.map(lambda ask: one(ask, max_tokens), asks))
         except OpenAIError as error:
-            raise RunError(f"the endpoint failed ({type(error).__name__}: {error}): rows written so far are kept") from error
+            said = shown(str(error), masker(key))
+            raise RunError(f"the endpoint failed ({type(error).__name__}: {said}): rows written so far are kept") from None
 
     with client:
         yield ask_all

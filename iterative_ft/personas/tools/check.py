@@ -9,7 +9,6 @@ Exit code 1 on faults. `--quick` leaves out what needs the embedder, `--table` p
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.data import files
+from iterative_ft.data import read as data
 from iterative_ft.errors import ConfigError
 from iterative_ft.personas.tools import overlap, rules
 from iterative_ft.personas.tools.overlap import NEAR, NEAR_TRAINED, Embed, Text
@@ -104,19 +104,13 @@ def read(file: Path) -> Table:
     """Parse a file row by row, whatever is wrong with other rows; a missing file has no rows."""
     schema = files.SCHEMAS[file.stem]
     rows, faults = [], []
-    if not file.is_file():
+    if data.kind_of(file) is None:
         return Table(file.stem, file, (), ())
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="surrogateescape").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            faults.append(Fault(file, number, f"is no JSON ({error.msg} at column {error.colno})"))
-            continue
-        problem = files.fault(row, schema, extra_keys=False)
-        if problem is not None:
-            faults.append(Fault(file, number, problem))
+    for record in data.records(file, schema):
+        number, row = record.number, record.row
+        problem = record.fault or files.fault(row, schema, extra_keys=False)
+        if problem is not None or row is None:
+            faults.append(Fault(file, number, str(problem)))
             continue
         if tuple(row) != tuple(schema):
             faults.append(Fault(file, number, f"has its keys in another order than {', '.join(schema)}"))
@@ -148,7 +142,7 @@ class Persona:
 
 
 def read_persona(folder: Path, root: Path) -> Persona:
-    return Persona(folder, {name: read(folder / f"{name}.jsonl") for name in OF_PERSONA}, folder.parent == root)
+    return Persona(folder, {name: read(files.table(folder, name)) for name in OF_PERSONA}, folder.parent == root)
 
 
 def find_faults(folders: Sequence[Path], root: Path, embed: Embed | None, pools: bool) -> tuple[list[Fault], int]:

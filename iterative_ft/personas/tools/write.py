@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.data import files
+from iterative_ft.data.read import kind_of, local, shortened
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.machine.files import text_digest
 from iterative_ft.personas.tools import overlap, rules
@@ -100,18 +101,18 @@ def parse(arguments: list[str]) -> Order:
 
 def persona_of(name: str) -> Any:
     """The `PersonaConfig` of an option of conf/persona or of a YAML file."""
-    import yaml
-
     from iterative_ft.config.messages import judged
     from iterative_ft.config.schema import PersonaConfig
+    from iterative_ft.config.yaml_files import load_yaml
 
-    file = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else CONF / f"{name}.yaml"
-    if not file.is_file():
-        raise ConfigError(f"persona={name}: {file} is no file; name an option of conf/persona or a YAML file")
+    file = local(name) if name.endswith((".yaml", ".yml")) else CONF / f"{name}.yaml"
+    if kind_of(file) != "file":
+        raise ConfigError(f"persona={shortened(name)} is no option of conf/persona and no YAML file: name one")
+    values = load_yaml(file)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds no settings, but {type(values).__name__}: write name: <name>, and so on, a line each")
     try:
-        return judged(PersonaConfig, yaml.safe_load(file.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is no YAML ({' '.join(str(error).split())}): mend it") from error
+        return judged(PersonaConfig, values)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from error
 
@@ -134,7 +135,7 @@ def probe_score(order: Order, persona: str) -> Score:
     model = next((s for s in stages if s.kind == "model" and s.digest == inputs["model"]), None)
     if model is None:
         raise ConfigError(f"probe={folder} needs its base model, which its store no longer holds: run train.py once")
-    reader = Reader(str(location(model.path, model.info)), "cpu")
+    reader = Reader(str(location(model.inputs["path"], model.path, model.info)), "cpu")
 
     def score(texts: list[str]) -> list[float]:
         answers = [("", text) for text in texts]

@@ -20,8 +20,9 @@ from hydra_plugins.hydra_submitit_launcher import submitit_launcher
 from omegaconf import DictConfig, OmegaConf
 
 from iterative_ft.errors import RunError
-from iterative_ft.launch import sweep
-from iterative_ft.launch.compose import distinct
+from iterative_ft.launch import guard, sweep
+from iterative_ft.launch.compose import distinct, with_folders
+from iterative_ft.launch.folders import cell_suffixes
 from iterative_ft.machine.device import visible_gpus
 
 POLL_S = 0.2
@@ -39,7 +40,7 @@ class InProcess(basic_launcher.BasicLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         cells = distinct(job_overrides)
-        returns = super().launch(cells, initial_job_idx)
+        returns = super().launch(with_folders(cells, cell_suffixes(cells), self.config), initial_job_idx)
         return finish(self.config, returns)
 
 
@@ -101,7 +102,7 @@ class Local(Submitted, submitit_launcher.LocalLauncher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         cells = distinct(job_overrides)
-        waiting = list(enumerate(cells, initial_job_idx))
+        waiting = list(enumerate(with_folders(cells, cell_suffixes(cells), self.config), initial_job_idx))
         free = self.slots()
         running: dict[int, tuple[Any, str]] = {}
         done: dict[int, JobReturn] = {}
@@ -114,7 +115,8 @@ class Local(Submitted, submitit_launcher.LocalLauncher):
                     self.devices = free.pop(0)
                     job = executor.submit(self, *self.arguments(number, overrides))
                     running[number] = (job, self.devices)
-                    print(f"cell {number} started: {' '.join(overrides)} (its output: {job.paths.stdout})", flush=True)
+                    cell = cells[number - initial_job_idx]
+                    print(f"cell {number} started: {' '.join(cell)} (its output: {job.paths.stdout})", flush=True)
                 for number, (job, devices) in list(running.items()):
                     if job.done():
                         done[number] = outcome(job, cells[number - initial_job_idx])
@@ -135,7 +137,8 @@ class Slurm(Submitted, submitit_launcher.SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         cells = distinct(job_overrides)
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        calls = [self.arguments(number, overrides) for number, overrides in enumerate(cells, initial_job_idx)]
+        named = with_folders(cells, cell_suffixes(cells), self.config)
+        calls = [self.arguments(number, overrides) for number, overrides in enumerate(named, initial_job_idx)]
         jobs = self.executor().map_array(self, *zip(*calls, strict=True))
         print(f"{len(jobs)} cells submitted as Slurm job {jobs[0].job_id.split('_')[0]}", flush=True)
         return finish(self.config, [outcome(job, overrides) for job, overrides in zip(jobs, cells, strict=True)])
@@ -158,7 +161,7 @@ def finish(config: Any, returns: Sequence[JobReturn]) -> Sequence[JobReturn]:
         sweep.Cell(
             overrides=[str(o) for o in found.overrides or []],
             folder=None if found.hydra_cfg is None else Path(OmegaConf.select(found.hydra_cfg, "hydra.runtime.output_dir")),
-            error=None if found.status is JobStatus.COMPLETED else sweep.reason(found._return_value),
+            error=None if found.status is JobStatus.COMPLETED else guard.reason(found._return_value),
         )
         for found in returns
     ]

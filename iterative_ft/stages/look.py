@@ -1,0 +1,98 @@
+"""The look at a run's model before any work: where its files are by now, and what the run will put to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from iterative_ft.config.schema import Config
+from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.models import base
+from iterative_ft.models.adapters import check_adapter
+from iterative_ft.models.look import Found, look
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.model import base_of
+from iterative_ft.stages.texts import known_texts
+from iterative_ft.store import Event, Store
+
+MODEL_WORK = ("model", "sample", "answer", "data", "train")  # kinds of stage that the model's facts decide about
+SEEN: dict[str, Found | None] = {}  # of this process, by config: the cells of a sweep and the run itself ask again
+
+
+def unseen_work(events: Sequence[Event]) -> bool:
+    """Whether a plan holds work that a look should come before; a finished run is not looked at again."""
+    return any(event.how == "pending" and event.stage.kind in MODEL_WORK for event in events)
+
+
+def examine(config: Config, download: bool = True) -> Found | None:
+    """Look at the model, the adapter to start from, and all texts that are known.
+
+    Args:
+        download: fetch the small files of a hub model that this machine lacks.
+    Returns:
+        None where there is nothing to look at yet: an embedded model is unpacked by a run's first stage.
+    Raises:
+        ConfigError: the run would go wrong.
+    """
+    if config.fake:
+        return None
+    key = config.model_dump_json()
+    if SEEN.get(key) is None:
+        bench = Bench(config, Store(Path(config.store), dry_run=True))
+        SEEN[key] = examine_here(bench, download)
+    return SEEN[key]
+
+
+def examine_here(bench: Bench, download: bool) -> Found | None:
+    config = bench.config
+    weights = True
+    if not bench.model.pending:
+        folder = base_of(config, bench.model, dry_run=not download).model
+    elif config.model.path.startswith("embedded:"):
+        return None
+    else:
+        local = base.local_folder(config.model.path)
+        weights = local is not None
+        folder = local or base.snapshot(
+            config.model.path, config.model.revision, base.SMALL, config.model.trust_remote_code, local_only=not download
+        )
+    return examine_in(bench, folder, weights)
+
+
+def examine_in(bench: Bench, folder: Path, weights: bool = True) -> Found:
+    """Look at the model in a folder."""
+    config = bench.config
+    found = look(config, folder, known_texts(bench), weights)
+    if config.start_adapter is not None:
+        try:
+            adapter = Path(config.start_adapter).expanduser()
+            check_adapter(adapter, config.lora, f"in start_adapter={adapter}", folder, config.model.trust_remote_code)
+        except RunError as error:
+            raise ConfigError(str(error)) from error
+        found.facts.append("the adapter in start_adapter fits")
+    return found
+
+
+class FirstLook:
+    """The look that comes before a run's work: at once where the model is on this machine, else when it was unpacked."""
+
+    def __init__(self, config: Config, planned: Sequence[Event]) -> None:
+        found = examine(config) if not config.fake and unseen_work(planned) else None
+        say(found)
+        self.is_due = found is None and not config.fake and unseen_work(planned)
+
+    def at_stored(self, bench: Bench) -> None:
+        """Look at the model that a stage of this run holds by now. It comes too late to be a mistake in the command alone."""
+        if not self.is_due:
+            return
+        self.is_due = False
+        try:
+            say(examine_in(bench, bench.base.model))
+        except ConfigError as error:
+            raise RunError(str(error)) from error
+
+
+def say(found: Found | None) -> None:
+    """Print what is worth knowing at the start of a run."""
+    for note in [] if found is None else found.notes:
+        print(f"note: {note}")
