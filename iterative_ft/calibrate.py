@@ -18,7 +18,8 @@ from iterative_ft.errors import RunError
 from iterative_ft.records.rows import answer_rows
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import seed_data
-from iterative_ft.stages.measure import ask, check_endings, measure
+from iterative_ft.stages.endings import check_endings
+from iterative_ft.stages.measure import ask, measure
 from iterative_ft.stages.train import train
 from iterative_ft.stats.intervals import over_questions
 from iterative_ft.store import Store

@@ -18,8 +18,9 @@ from iterative_ft.records.run_log import Log, RunLog
 from iterative_ft.report.pictures import draw_run
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import sampled_data, seed_data
+from iterative_ft.stages.endings import check_endings
 from iterative_ft.stages.look import FirstLook
-from iterative_ft.stages.measure import ask, check_endings, measure
+from iterative_ft.stages.measure import ask, measure
 from iterative_ft.stages.train import Trained, adopt, train
 from iterative_ft.stats.verdict import curve_of, run_verdict
 from iterative_ft.store import Event, Store

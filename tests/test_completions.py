@@ -18,7 +18,7 @@ from conftest import SMALL, FakeRun
 
 from iterative_ft import fake
 from iterative_ft.config.schema import Config
-from iterative_ft.loop import plan, run
+from iterative_ft.loop import run
 from iterative_ft.sampling import vllm
 from iterative_ft.sampling.interface import Block, Completion, Params, Request, Sampled
 from iterative_ft.store import Store

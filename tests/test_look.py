@@ -26,7 +26,8 @@ from iterative_ft.stages import judge as judging
 from iterative_ft.stages import look as looking
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.completions import Completions
-from iterative_ft.stages.measure import Asked, check_endings
+from iterative_ft.stages.endings import check_endings
+from iterative_ft.stages.measure import Asked
 from iterative_ft.store import Store
 
 __all__ = ["tiny_model", "tiny_models"]

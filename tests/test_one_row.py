@@ -19,6 +19,7 @@ from iterative_ft.training.job import LOG, to_columns, train_here
 from iterative_ft.training.one_row import FAMILIES, OneRow, body_in_one_row, casts_say_nothing, forked, lay_out, takes_blocks
 from tests.test_training import curve, make_job
 from tests.tiny import END, START, VOCABULARY, save_adapter, tiny_tokenizer
+from tests.tiny import FAMILIES as TINY
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -67,7 +68,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         family, tied = name.split()
         folder = made[name] = tmp_path_factory.mktemp(name.replace(" ", "-"))
         model_of(family, tie_word_embeddings=tied == "tied").save_pretrained(folder)
-        tiny_tokenizer(bos=False, pad="<|endoftext|>").save_pretrained(folder)
+        tiny_tokenizer(TINY["llama"], bos=False, pad=None).save_pretrained(folder)
         save_adapter(folder, folder / "adapter", size=0.1)
     return made
 
@@ -379,7 +380,7 @@ def test_models_that_keep_to_trls_path(family: str, settings: dict[str, Any]) ->
 def test_a_model_that_keeps_to_trls_path_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "model"
     model_of("mistral", sliding_window=4).save_pretrained(folder)
-    tiny_tokenizer(bos=False, pad="<|endoftext|>").save_pretrained(folder)
+    tiny_tokenizer(TINY["llama"], bos=False, pad=None).save_pretrained(folder)
     monkeypatch.setattr("iterative_ft.training.one_row.lay_out", None)
     job = make_job(tmp_path, folder, "dpo", pairs(4))
     train_here(job)

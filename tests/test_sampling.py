@@ -289,7 +289,7 @@ def test_a_wrong_checkpoint_fails(
     one, two = two_policies
     engine.load(one)
     with monkeypatch.context() as patch:
-        patch.setattr("iterative_ft.sampling.vllm.merge", lambda policy, out, dtype: merge(one, out, dtype))
+        patch.setattr("iterative_ft.sampling.vllm.merge", lambda policy, *rest: merge(one, *rest))
         with pytest.raises(RunError, match=r"does not serve policy\[1\]"):
             engine.load(two)
     assert engine.loaded is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -21,7 +21,7 @@ from iterative_ft.launch.compose import compose_jobs, load_config
 from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.models.base import prepare
 from iterative_ft.models.policy import Policy
-from iterative_ft.sampling.interface import Canary, Completion, Params, Request
+from iterative_ft.sampling.interface import Block, Canary, Completion, Params, Request, Sampled, one_by_one
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 300

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 from iterative_ft.config.schema import Config
 from iterative_ft.data import files
-from iterative_ft.errors import RunError
 from iterative_ft.models.policy import Policy
 from iterative_ft.seeds import derive
 from iterative_ft.stages.bench import Bench
@@ -18,8 +17,6 @@ from iterative_ft.stages.completions import Completions, complete
 from iterative_ft.stages.gauge import gauge
 from iterative_ft.stages.judge import judge
 from iterative_ft.store import Stage
-
-MIN_STOPPED, WANTED_STOPPED = 0.5, 0.95  # shares of the base model's answers that end by themselves
 
 
 @dataclass(frozen=True)
@@ -79,32 +76,3 @@ def openings(config: Config) -> list[str]:
     """Neutral beginnings of documents, the same in every run: never titles that SDF trains on."""
     found = files.rows(files.SHIPPED / "openings.jsonl", {"title": str})[: config.measure.n_openings]
     return [row["title"] for row in found]
-
-
-def check_endings(bench: Bench, asked: Asked) -> None:
-    """Say it when the base model's answers do not end by themselves, and stop where most do not.
-
-    A model that does not end its answers is asked in another way than it was trained in, or cut off in mid-sentence; what is
-    trained on its answers then speaks of the limit. Base models in SDF's plain frame are not expected to end (`finish_reason`
-    "string" counts as an end there), so for them it is only said.
-
-    Raises:
-        RunError: fewer than `MIN_STOPPED` of a chat model's answers ended.
-    """
-    config = bench.config
-    if asked.answers.pending or config.fake:
-        return
-    rows = asked.answers.rows()
-    n_stopped = sum(row["finish_reason"] != "length" for row in rows)
-    share = n_stopped / len(rows)
-    method = config.method
-    limit = "measure_max_new_tokens" if method.name == "sdf" else "max_new_tokens"
-    value = method.measure_max_new_tokens if method.name == "sdf" else method.max_new_tokens
-    said = f"only {n_stopped} of {len(rows)} answers of the base model ended by themselves within method.{limit}={value}"
-    if share < MIN_STOPPED and method.name != "sdf":
-        raise RunError(
-            f"{said}: raise it, ask for shorter answers (model.system_prompt), or name the token that ends its answers "
-            "(model.end_token); nothing was trained"
-        )
-    if share < WANTED_STOPPED:
-        print(f"note: {said}: raise it, or ask for shorter answers, until {WANTED_STOPPED:.0%} do")

@@ -113,8 +113,7 @@ def method_settings(bench: Bench, cycle: int) -> dict[str, Any]:
 
 def policy_of(bench: Bench, stage: Stage, name: str) -> Policy:
     """The policy whose adapter a train stage holds."""
-    base = bench.base
-    return Policy(name, base.model, base.model_digest, stage.path / ADAPTER, stage.digest)
+    return Policy(name, bench.base.model, bench.base.model_digest, stage.path / ADAPTER, stage.digest)
 
 
 def adopt(bench: Bench, folder: Path) -> Trained:

@@ -114,8 +114,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     make_trainer = TRAINERS[method["name"]]
     steps = StepLog(out / LOG, on_step)
     trainer = make_trainer(model, tokenizer, Dataset.from_list(to_columns(examples, method)), job, steps)
-    if on_step is not None:
-        trainer.remove_callback(PrinterCallback)  # who called shows the progress
+    trainer.remove_callback(PrinterCallback)  # without progress bars it prints every row; our own log has them
     checkpoints = out / CHECKPOINTS
     last = last_checkpoint(checkpoints)
     steps.start_from(0 if last is None else int(last.name.split("-")[1]))

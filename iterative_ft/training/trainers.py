@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from iterative_ft.training.callbacks import ReturnMemory, StepLog
@@ -80,12 +80,6 @@ def callbacks(job: dict[str, Any], steps: StepLog) -> list[TrainerCallback]:
     return [steps, ReturnMemory()] if job["device"] == "cpu" else [steps]
 
 
-def quiet(trainer: Any) -> Any:
-    """Without progress bars transformers prints every log row; our own log has them."""
-    trainer.remove_callback(PrinterCallback)
-    return trainer
-
-
 def score_completions_only() -> None:
     """Have TRL's language-model head score the positions that the loss reads, on a CPU as it does on a GPU.
 
@@ -128,7 +122,7 @@ def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], step
     )
     if (job["reference_is_base"] or job["init_adapter"] is None) and "ref" in trainer.model.peft_config:
         trainer.model.delete_adapter("ref")  # the reference is then computed with all adapters off
-    return quiet(trainer)
+    return trainer
 
 
 TRAINERS: dict[str, Callable[..., Any]] = {"sft": make_sft, "sdf": make_sft, "dpo": make_dpo}
