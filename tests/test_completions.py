@@ -80,7 +80,7 @@ def held_elsewhere(lock: Path) -> Iterator[None]:
     """Another process holds a lock: what a fork inherits of ours would not count."""
     code = (
         "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
-        "print(1, flush=True); sys.stdin.read()"
+        "print(1, flush=True); sys.stdin.readline()"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(lock)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdout is not None
@@ -88,7 +88,7 @@ def held_elsewhere(lock: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        holder.communicate(timeout=30)
+        holder.communicate(b"\n", timeout=30)
 
 
 def test_a_block_that_another_process_builds_is_left_to_it(fake_run: Run, compose: Compose, tmp_path: Path) -> None:
