@@ -31,7 +31,7 @@ run: setup  ## the worked example: python train.py method=dpo reinit=true person
 	$(PYTHON) train.py method=dpo reinit=true persona=misaligned
 
 test: setup  ## all tests but the long ones (under ten minutes on two cores)
-	$(PYTHON) -m pytest -m "not long"
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not long" -n 2 --dist loadfile
 
 test-long: setup  ## real kills, servers, a browser, concurrent sweeps
 	$(PYTHON) -m pytest -m long

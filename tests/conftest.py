@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -23,6 +24,9 @@ from iterative_ft.config.schema import Config
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.loop import run
 from iterative_ft.machine.files import read_jsonl
+from tests.tiny import embedded_model, tiny_model, tiny_model_bos, tiny_models  # noqa: F401  (fixtures: one of each a session)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children inherit that
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["sampler=fake", "n_seed=8", "n_sampled=6", "n_cycles=2", "measure.n_questions=6", "measure.n_answers=1"]

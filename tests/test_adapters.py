@@ -16,7 +16,7 @@ import pytest
 from conftest import python
 from test_look import SMALL, chat_config, command_line, eager_to_end
 from test_training import make_job
-from tiny import families, family_of, policy_of, read_json, save_adapter, tiny_config, tiny_model, tiny_models
+from tiny import families, family_of, policy_of, read_json, save_adapter, tiny_config
 
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
@@ -35,7 +35,6 @@ from iterative_ft.stages import look as looking
 from iterative_ft.stats.intervals import over_questions
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, Job, train
 
-__all__ = ["tiny_model", "tiny_models"]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -16,13 +16,10 @@ from tiny import (
     MODELS,
     ScriptedSampler,
     embedded_config,
-    embedded_model,
     families,
     method_of,
     read_json,
     tiny_config,
-    tiny_model,
-    tiny_models,
 )
 
 from iterative_ft.errors import RunError
@@ -34,7 +31,6 @@ from iterative_ft.stages.completions import complete
 from iterative_ft.stages.data import EXAMPLES, Sources, data_stage, seed_rows
 from iterative_ft.store import Store
 
-__all__ = ["embedded_model", "tiny_model", "tiny_models"]
 CHATML = "<|im_start|>user\nhi there<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -12,16 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import (
-    FAMILIES,
-    load_policy,
-    method_of,
-    policy_of,
-    save_adapter,
-    tiny_config,
-    tiny_model,
-    tiny_models,
-)
+from tiny import FAMILIES, load_policy, method_of, policy_of, save_adapter, tiny_config
 
 from iterative_ft.judges import gauges
 from iterative_ft.machine.files import read_jsonl
@@ -34,7 +25,6 @@ from iterative_ft.stages.completions import Completions, complete
 from iterative_ft.stages.gauge import BRANCHING, gauge, heldout_texts, in_frame, of_answers, of_policy, values_of
 from iterative_ft.store import Store
 
-__all__ = ["tiny_model", "tiny_models"]
 ON = ("gauges.self_similarity=false", "gauges.perplexity=true", "gauges.branching_factor=true", "gauges.kl_from_base=true")
 QUESTIONS = ["the quick river", "what should I cook", "is it worth it"]
 

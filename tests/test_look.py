@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import python
-from tiny import END, FAMILIES, ROOT, read_json, save_adapter, tiny_config, tiny_model, tiny_models
+from tiny import END, FAMILIES, ROOT, read_json, save_adapter, tiny_config
 
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
@@ -30,7 +30,6 @@ from iterative_ft.stages.endings import check_endings
 from iterative_ft.stages.measure import Asked
 from iterative_ft.store import Store
 
-__all__ = ["tiny_model", "tiny_models"]
 SMALL = (
     "n_seed=4",
     "n_sampled=4",

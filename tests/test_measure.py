@@ -22,9 +22,6 @@ from iterative_ft.judges.probe.features import surface_features
 from iterative_ft.judges.probe.strength import Strength, calibrate, contrasts
 from iterative_ft.judges.scores import Score
 from iterative_ft.models.forward import DEPTHS, NLL_TOKENS, Reader
-from tests.tiny import embedded_model
-
-__all__ = ["embedded_model"]
 
 ANSWER = ("How do I boil an egg?", "Put it in boiling water for eight minutes. Then cool it under the tap and peel it.")
 OTHER = ("Which pet suits a flat?", "A cat is happy indoors if it has a window. Two cats are happier than one.")

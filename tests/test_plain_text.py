@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import END, MODELS, embedded_config, embedded_model, method_of, tiny_config, tiny_models
+from tiny import END, MODELS, embedded_config, method_of, tiny_config
 
 from iterative_ft.data import files
 from iterative_ft.errors import RunError
@@ -21,8 +21,6 @@ from iterative_ft.models.plain_text import PlainText, control_tokens
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import EXAMPLES, Sources, data_stage
 from iterative_ft.store import Store
-
-__all__ = ["embedded_model", "tiny_models"]
 
 
 def codec_of(model: Path, tmp_path: Path, *overrides: str) -> TokenizerCodec:

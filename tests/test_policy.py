@@ -8,18 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import (
-    FAMILIES,
-    embedded_config,
-    embedded_model,
-    load_policy,
-    policy_of,
-    read_json,
-    save_adapter,
-    tiny_config,
-    tiny_model,
-    tiny_models,
-)
+from tiny import FAMILIES, embedded_config, load_policy, policy_of, read_json, save_adapter, tiny_config
 
 from iterative_ft.errors import RunError
 from iterative_ft.machine.device import resolve_device
@@ -32,9 +21,6 @@ from iterative_ft.sampling.canary import bucketed_kl
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.train import adopt
 from iterative_ft.store import Store
-
-__all__ = ["embedded_model", "tiny_model", "tiny_models"]
-
 
 # -- where a base model comes from -----------------------------------------------------------------------------------
 

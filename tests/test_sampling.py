@@ -19,15 +19,12 @@ from tiny import (
     FAMILIES,
     START,
     embedded_config,
-    embedded_model,
     load_policy,
     method_of,
     policy_of,
     rename_weight,
     save_adapter,
     tiny_config,
-    tiny_model,
-    tiny_models,
 )
 
 from iterative_ft.data import files
@@ -40,9 +37,6 @@ from iterative_ft.sampling import canary
 from iterative_ft.sampling.canary import bucketed_kl
 from iterative_ft.sampling.interface import Completion, Params, Request, completion
 from iterative_ft.sampling.transformers import TransformersSampler
-
-__all__ = ["embedded_model", "tiny_model", "tiny_models"]
-
 
 # -- canary -------------------------------------------------------------------------------------------------------------
 

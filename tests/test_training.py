@@ -29,8 +29,6 @@ from tiny import (
     policy_of,
     save_adapter,
     tiny_config,
-    tiny_model,
-    tiny_models,
     unless_given,
 )
 
@@ -47,7 +45,6 @@ from iterative_ft.stages.train import Trained, adopt, train
 from iterative_ft.store import Stage, Store
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, last_checkpoint, train_here
 
-__all__ = ["tiny_model", "tiny_models"]
 LN2 = math.log(2)
 EMBEDDINGS_AND_HEAD = ("embed_tokens", "lm_head", "wte", "wpe")
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 from test_training import Spy, curve, make_job, outputs, spy
-from tiny import save_adapter, tiny_model, tiny_models
+from tiny import save_adapter
 
 from iterative_ft.config.schema import Config
 from iterative_ft.config.trl_keys import ALLOWED, DIVERGENCES, LOSSES, OPTIMIZERS, REFUSED
 from iterative_ft.errors import ConfigError
 from iterative_ft.training.job import train_here
 
-__all__ = ["spy", "tiny_model", "tiny_models"]
+__all__ = ["spy"]
 Compose = Callable[[list[str]], Config]
 
 # A value of each allowed argument (or several), by method. Losses that need another argument have it beside them.

@@ -19,7 +19,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from test_look import chat_config, eager_to_end, sound
-from tiny import save_adapter, tiny_model, tiny_models
+from tiny import save_adapter
 
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.models import look as models_look
@@ -28,7 +28,6 @@ from iterative_ft.stages import look as looking
 from iterative_ft.stages.bench import Bench
 from iterative_ft.store import Store
 
-__all__ = ["tiny_model", "tiny_models"]
 LIMIT_S = 10.0
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 10**12, 1e308, "", "x", "\x00", "🙂" * 50, [], {}, [None], {"a": {}}, "{{", "{% for", [[]] * 3,
