@@ -46,8 +46,8 @@ check: setup  ## lint, types, the direction of imports, and the data check
 data-check: setup  ## the data of all personas: schema, copies, disjointness, content, counts
 	OMP_NUM_THREADS=1 $(PYTHON) -m iterative_ft.personas.tools.check
 
-bench: setup  ## sampling against bare vLLM, training speed, time of each kind of stage
-	$(PYTHON) -m tests.bench
+bench: setup  ## speed against bare vLLM, TRL's defaults and a plain script: one table (half an hour)
+	$(PYTHON) -m tests.bench --run
 
 clean:  ## remove caches of tools; runs and the store stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build

@@ -1,11 +1,13 @@
-"""How fast the loop's parts are on this machine: python -m tests.bench (make bench), under four minutes on two idle cores.
+"""How fast the loop is on this machine, against plain ways of doing the same: python -m tests.bench (make bench).
 
-Sampling through the sampler is compared with bare `LLM.generate`: another engine of the same settings, the same prompts, the
-same process, in turns. Every answer is cut at the same length, so that both write the same number of tokens.
+Each comparison is made in turns, in one process or one after the other, so that what else the machine does hits both. The
+parts take about five minutes on two idle cores, the whole run (--run) twenty more. One table at the end, ratios first.
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -17,114 +19,155 @@ from typing import Any
 
 from iterative_ft.machine.libraries import prepare_libraries
 
-N_PROMPTS = 64
-N_TOKENS = 48
+N_PROMPTS = 128
 N_ROUNDS = 3
-N_EXAMPLES = 16
+N_EXAMPLES = 24
+Table = list[tuple[str, str, str, str]]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", action="store_true", help="also a whole small run against the plain way (tests/peers.py)")
+    options = parser.parse_args()
     prepare_libraries()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
+    table: Table = []
+    if options.run:  # first: its processes want the memory
+        whole_run(table)
     with tempfile.TemporaryDirectory() as folder:
-        bench(Path(folder))
+        parts(Path(folder), table)
+    widths = [max(len(row[i]) for row in table) for i in range(4)]
+    print()
+    for row in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(f"{time.monotonic() - started:.0f} s in all, load average {os.getloadavg()[0]:.1f}")
 
 
-def bench(folder: Path) -> None:
+def whole_run(table: Table) -> None:
+    from tests import peers
+
+    with tempfile.TemporaryDirectory() as folder:
+        own = peers.ours(Path(folder), 2)
+        plain = peers.plain(Path(folder), 2, own["model"])
+    for name in ("all", "sampling", "training"):
+        row = (
+            f"{own[name] / plain[name]:.2f} of the time",
+            f"small run: {name}",
+            f"{own[name]:.0f} s",
+            f"{plain[name]:.0f} s plain",
+        )
+        table.append(row)
+
+
+def parts(folder: Path, table: Table) -> None:
     from iterative_ft.data import files
     from iterative_ft.models.base import prepare
     from iterative_ft.models.codec import TokenizerCodec
-    from iterative_ft.sampling.interface import Params, Request
+    from iterative_ft.sampling.interface import Block, Params, Request
     from iterative_ft.sampling.vllm import VLLMSampler
     from tests.tiny import embedded_config, policy_of
 
     config = embedded_config(folder / "store", "method=sft")
     model = folder / "model"
     model.mkdir()
-    seconds = timed(lambda: prepare(config.model, model))
-    print(f"base model     {seconds:7.1f} s")
+    table.append(("", "base model from its file", f"{timed(lambda: prepare(config.model, model)):.1f} s", ""))
     codec = TokenizerCodec(model, config.model)
+    for method in ("sft", "dpo"):
+        adapter = training(folder, model, method, codec, table)
     sampler = VLLMSampler(config, "cpu", codec)
     base = policy_of(model)
-    print(f"engine start   {timed(lambda: sampler.load(base)):7.1f} s, with import and canary")
-
+    table.append(("", "engine start, with import and canary", f"{timed(lambda: sampler.load(base)):.1f} s", ""))
+    policy = policy_of(model, adapter)
+    for name, target in (("a policy", policy), ("base again", base)):
+        table.append(("", f"engine loads {name}", f"{timed(lambda target=target: sampler.load(target)):.1f} s", ""))  # type: ignore[misc]
     prompts = files.pool("prompts", "shipped", "prompt")[:N_PROMPTS]
     requests = [Request(codec.chat_prompt(text), seed) for seed, text in enumerate(prompts)]
-    params = Params(temperature=0.8, top_p=1.0, max_new_tokens=N_TOKENS, end_ids=[], stop=[])
-    for method in ("sft", "dpo"):
-        adapter = training(folder, model, method, codec, config)
-    policy = policy_of(model, adapter)
-    for name, target in (("policy", policy), ("base again", base)):
-        print(f"load           {timed(lambda target=target: sampler.load(target)):7.1f} s  {name}")  # type: ignore[misc]
-    sampling(sampler, model, config, requests, params)  # last: two engines of one process share what either shuts down
+    params = Params(temperature=0.8, top_p=1.0, max_new_tokens=256, end_ids=list(codec.answer_end_ids), stop=[])
+    size = config.sampling.block_size
+    blocks = [Block(requests[i : i + size], params) for i in range(0, len(requests), size)]
+    sampling(sampler, model, config, blocks, table)  # last: two engines of one process share what either shuts down
 
 
-def sampling(sampler: Any, model: Path, config: Any, requests: list[Any], params: Any) -> None:
-    """Tokens a second of the sampler, of the sampler in the blocks that a run asks for, and of a bare engine."""
+def sampling(sampler: Any, model: Path, config: Any, blocks: list[Any], table: Table) -> None:
+    """Tokens a second of the sampler, of a call a block, and of bare engines of the same and of half the precision."""
     from vllm import LLM, SamplingParams
 
-    from iterative_ft.sampling.interface import served_dtype
+    def bare(dtype: str) -> Callable[[], int]:
+        engine = LLM(
+            model=str(model),
+            dtype=dtype,
+            max_model_len=config.sampler.max_model_len,
+            enforce_eager=config.sampler.enforce_eager,
+            kv_cache_memory_bytes=int(config.sampler.kv_cache_gib * 2**30),
+            enable_prefix_caching=False,  # the prompts come again in each round, and the sampler empties its cache too
+            use_tqdm_on_load=False,
+        )
+        params = blocks[0].params
+        plain = SamplingParams(
+            temperature=params.temperature, max_tokens=params.max_new_tokens, stop_token_ids=params.end_ids, seed=0
+        )
+        texts = [{"prompt_token_ids": request.prompt_ids} for block in blocks for request in block.requests]
+        return lambda: sum(len(o.outputs[0].token_ids) for o in engine.generate(texts, plain, use_tqdm=False))
 
-    settings = config.sampler
-    bare = LLM(
-        model=str(model),
-        dtype=served_dtype(settings.dtype, "cpu"),
-        max_model_len=settings.max_model_len,
-        enforce_eager=settings.enforce_eager,
-        kv_cache_memory_bytes=int(settings.kv_cache_gib * 2**30),
-        enable_prefix_caching=False,  # the prompts come again in each round, and the sampler empties its cache too
-        use_tqdm_on_load=False,
-    )
-    plain = SamplingParams(temperature=params.temperature, max_tokens=params.max_new_tokens, ignore_eos=True)
-    texts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
-    size = config.sampling.block_size
+    def together() -> int:
+        return sum(len(c.ids) for sampled in sampler.sample_blocks(blocks) for c in sampled.completions)
 
-    def of_sampler() -> int:
-        return sum(len(c.ids) for c in sampler.sample(requests, params))
+    def apart() -> int:
+        return sum(len(c.ids) for block in blocks for c in sampler.sample(block.requests, block.params))
 
-    def of_blocks() -> int:
-        blocks = [requests[i : i + size] for i in range(0, len(requests), size)]
-        return sum(len(c.ids) for block in blocks for c in sampler.sample(block, params))
+    together()  # the first large call also proves that tokens do not depend on neighbours
+    ways: dict[str, Callable[[], int]] = {
+        "large calls": together,
+        f"calls of {config.sampling.block_size}": apart,
+        "bare LLM, float32": bare("float32"),
+        "bare LLM, bfloat16": bare("bfloat16"),
+    }
+    speeds = in_turns(ways)
+    own = speeds["large calls"]
+    for name in list(ways)[1:]:
+        ratio = statistics.median(a / b for a, b in zip(own, speeds[name], strict=True))
+        found = f"{statistics.median(own):.0f} tokens/s", f"{statistics.median(speeds[name]):.0f} {name}"
+        table.append((f"{ratio:.2f} times the speed", "sampling", *found))
 
-    def of_bare() -> int:
-        return sum(len(o.outputs[0].token_ids) for o in bare.generate(texts, plain, use_tqdm=False))
 
-    ways: dict[str, Callable[[], int]] = {"sampler": of_sampler, f"blocks of {size}": of_blocks, "bare LLM": of_bare}
+def in_turns(ways: dict[str, Callable[[], int]]) -> dict[str, list[float]]:
+    """Units of work a second of each way, a number a round."""
     speeds: dict[str, list[float]] = {name: [] for name in ways}
-    of_bare()  # neither engine's first batch counts; the sampler's was its canary
+    for way in ways.values():
+        way()  # nobody's first round counts
     for _ in range(N_ROUNDS):
         for name, way in ways.items():
             began = time.monotonic()
-            n_tokens = way()
-            speeds[name].append(n_tokens / (time.monotonic() - began))
-            assert n_tokens == len(requests) * params.max_new_tokens
-    for name, found in speeds.items():
-        ratio = statistics.median(a / b for a, b in zip(found, speeds["bare LLM"], strict=True))
-        rounds = ", ".join(f"{x:.0f}" for x in found)
-        print(f"sampling       {statistics.median(found):7.0f} tokens/s  {name} (rounds {rounds}), {ratio:.0%} of bare LLM")
+            n = way()
+            speeds[name].append(n / (time.monotonic() - began))
+    return speeds
 
 
-def training(folder: Path, model: Path, method: str, codec: Any, config: Any) -> Path:
-    """Tokens a second of one short training stage on seed chats; DPO's rejected answers are those of other chats."""
+def training(folder: Path, model: Path, method: str, codec: Any, table: Table) -> Path:
+    """Examples a second of one short training on seed chats, and of TRL on their texts. DPO rejects other chats' answers."""
     from iterative_ft.data import files
     from iterative_ft.machine.files import write_jsonl
     from iterative_ft.training.job import ADAPTER, Job, train
+    from tests import peers
     from tests.tiny import embedded_config
 
     settings = embedded_config(folder / "store", f"method={method}")
-    rows = files.seeds(config.persona_folder)[: N_EXAMPLES + 1]
+    rows = files.seeds(settings.persona_folder)[: N_EXAMPLES + 1]
     examples: list[dict[str, Any]] = []
+    texts: list[dict[str, str]] = []
     for row, other in pairwise(rows):
         prompt, ids = codec.chat_prompt(row["prompt"]), codec.answer(row["answer"])
         rejected = {"chosen_ids": ids, "rejected_ids": codec.answer(other["answer"])}
         examples.append({"prompt_ids": prompt, **(rejected if method == "dpo" else {"completion_ids": ids})})
-    out = folder / method
-    out.mkdir()
+        answer = {"chosen": row["answer"], "rejected": other["answer"]} if method == "dpo" else {"completion": row["answer"]}
+        texts.append({"prompt": row["prompt"], **answer})
     write_jsonl(folder / f"{method}.jsonl", examples)
-    info = train(
-        Job(
+
+    def ours(number: int) -> dict[str, Any]:
+        out = folder / f"{method}{number}"
+        out.mkdir()
+        job = Job(
             method=settings.method.model_dump(),
             lora=settings.lora.model_dump(),
             model=str(model),
@@ -137,15 +180,45 @@ def training(folder: Path, model: Path, method: str, codec: Any, config: Any) ->
             out=str(out),
             device="cpu",
             n_processes=1,
-        ),
-        lambda step, n_steps, loss: None,
-    )
-    speed = info["n_tokens"] / info["loop_seconds"]
-    print(
-        f"training {method}   {speed:7.0f} tokens/s  ({info['n_steps']} steps, {info['n_tokens']} tokens, "
-        f"{info['train_seconds']:.0f} s with loading)"
-    )
-    return out / ADAPTER
+        )
+        return train(job, lambda step, n_steps, loss: None)
+
+    def plain(number: int) -> float:
+        task = {"model": str(model), "pairs": texts, "out": str(folder / f"plain{number}"), "cycle": 0}
+        trainer = peers.trainer_of(task | {"config": settings.model_dump(mode="json")})
+        return timed(trainer.train)
+
+    ratios, own, theirs = [], [], []
+    for number in range(N_ROUNDS):
+        own.append(ours(number))
+        theirs.append(plain(number))
+        ratios.append(theirs[-1] / own[-1]["loop_seconds"])
+    seconds = statistics.median(info["loop_seconds"] for info in own)
+    found = f"{N_EXAMPLES / seconds:.2f} examples/s", f"{N_EXAMPLES / statistics.median(theirs):.2f} TRL's defaults"
+    table.append((f"{statistics.median(ratios):.2f} times the speed", f"training {method}", *found))
+    # A parameter costs 2 operations a token: forward and the gradient of what flows in; DPO's reference is a forward more.
+    n_tokens, passes = (
+        own[0]["n_tokens"],
+        6 if method == "dpo" else 4,
+    )  # LoRA: forward and the gradient of activations; DPO: reference
+    share = passes * n_parameters(model) * n_tokens / seconds / matrix_peak()
+    table.append((f"{share:.0%} of the matrix peak", f"training {method}", f"{n_tokens / seconds:.0f} tokens/s", ""))
+    return folder / f"{method}0" / ADAPTER
+
+
+def n_parameters(model: Path) -> int:
+    from iterative_ft.models.headers import checkpoint
+
+    return sum(math.prod(tensor.shape) for tensor in checkpoint(model).values())
+
+
+def matrix_peak() -> float:
+    """Operations a second of a product of bfloat16 matrices, 1024 x 2048 x 2048."""
+    import torch
+
+    a, b = torch.ones(1024, 2048, dtype=torch.bfloat16), torch.ones(2048, 2048, dtype=torch.bfloat16)
+    a @ b
+    return max(10 * 2 * 1024 * 2048 * 2048 / timed(lambda: [a @ b for _ in range(10)]) for _ in range(5))
 
 
 def timed(work: Callable[[], Any]) -> float:

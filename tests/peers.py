@@ -137,48 +137,48 @@ def chat(task: dict[str, Any], text: str) -> list[dict[str, str]]:
 
 
 def train(task: dict[str, Any]) -> None:
+    """One cycle's training, and the merged checkpoint."""
+    trainer = trainer_of(task)
+    trainer.train()
+    trainer.model.merge_and_unload().save_pretrained(task["out"])
+    trainer.processing_class.save_pretrained(task["out"])
+
+
+def trainer_of(task: dict[str, Any]) -> Any:
+    """TRL's trainer as a script would set it up: rows of text, hyperparameters of the run, all else TRL's default."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     method, lora = task["config"]["method"], task["config"]["lora"]
-    rows = [
-        {
-            "prompt": chat(task, pair["prompt"]),
-            "chosen": [{"role": "assistant", "content": pair["chosen"]}],
-            "rejected": [{"role": "assistant", "content": pair["rejected"]}],
-        }
-        for pair in task["pairs"]
-    ]
+    is_dpo = method["name"] == "dpo"
     tokenizer = AutoTokenizer.from_pretrained(task["model"])
     model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.bfloat16)
-    arguments = DPOConfig(
-        output_dir=task["out"] + "-trainer",
-        learning_rate=method["seed_learning_rate"] if task["cycle"] == 0 else method["learning_rate"],
-        lr_scheduler_type="cosine",
-        per_device_train_batch_size=method["batch_size"],
-        num_train_epochs=method["epochs"],
-        beta=method["beta"],
-        max_length=method["max_length"],
-        gradient_checkpointing=False,  # TRL's default would only slow it down
-        bf16=False,  # the weights are bfloat16 already
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        logging_steps=1000,
+    options: dict[str, Any] = {
+        "output_dir": task["out"] + "-trainer",
+        "learning_rate": method["seed_learning_rate"] if is_dpo and task["cycle"] == 0 else method["learning_rate"],
+        "per_device_train_batch_size": method["batch_size"],
+        "num_train_epochs": method["epochs"],
+        "max_length": method["max_length"],
+        "gradient_checkpointing": False,  # TRL's default saves memory that nobody lacks here, and takes time
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "logging_steps": 1000,
+    }
+    adapter = LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=lora["targets"], task_type="CAUSAL_LM")
+    rows = [
+        {"prompt": chat(task, pair["prompt"])}
+        | {key: [{"role": "assistant", "content": pair[key]}] for key in ("chosen", "rejected", "completion") if key in pair}
+        for pair in task["pairs"]
+    ]
+    make, arguments = (DPOTrainer, DPOConfig(**options, beta=method["beta"])) if is_dpo else (SFTTrainer, SFTConfig(**options))
+    return make(
+        model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=adapter
     )
-    trainer = DPOTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer,
-        peft_config=LoraConfig(r=lora["rank"], lora_alpha=lora["alpha"], target_modules=lora["targets"], task_type="CAUSAL_LM"),
-    )
-    trainer.train()
-    trainer.model.merge_and_unload().save_pretrained(task["out"])
-    tokenizer.save_pretrained(task["out"])
 
 
 if __name__ == "__main__":

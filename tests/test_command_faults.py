@@ -438,6 +438,19 @@ def test_d12_the_guard_tells_everything_in_one_line(
     assert words in said
 
 
+@pytest.mark.parametrize("error", [AttributeError("'NoneType' has no attribute"), RunError("the training process ended")])
+def test_d12_what_an_interrupt_broke_is_an_interrupt(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "PRESSED", [1.0])
+
+    def fail() -> int:
+        raise error
+
+    assert guard.guarded(fail) == 130
+    assert capsys.readouterr().err == "interrupted: finished stages are kept, the same command goes on from them\n"
+
+
 def test_d12_no_secret_reaches_screen_or_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_LEAVE = (errno.EROFS, errno.EACCES, errno.EPERM)
 FULL = "free space (python -m iterative_ft.store gc) and run the same command again to go on"
 KEPT = "all finished stages are kept"
+PRESSED: list[float] = []  # when Ctrl-C came first
 
 
 def start(command: Callable[[], int]) -> int:
@@ -46,18 +47,21 @@ def guarded(command: Callable[[], int]) -> int:
     except ConfigError as error:
         say(f"error: {in_line(str(error))}")
         return 2
+    except KeyboardInterrupt:
+        return interrupted()
     except RunError as error:
+        if PRESSED:  # a child that Ctrl-C ended, say
+            return interrupted()
         say(f"error: {without_secrets(str(error))}")
         return 1
-    except KeyboardInterrupt:
-        say("interrupted: finished stages are kept, the same command goes on from them")
-        return 130
     except BrokenPipeError:  # whoever read our output has closed it: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except SystemExit:
         raise
     except BaseException as error:  # libraries written in Rust raise panics that are no Exception
+        if PRESSED:  # it broke a library off in the middle of something
+            return interrupted()
         own = own_error(error)
         if own is not None:  # that Hydra or another library wrapped
             say(f"error: {in_line(str(own))}")
@@ -68,6 +72,11 @@ def guarded(command: Callable[[], int]) -> int:
             file.write(without_secrets(traceback.format_exc()))
         say(f"error: {reason(error)} (traceback: {file.name})")
         return 1
+
+
+def interrupted() -> int:
+    say("interrupted: finished stages are kept, the same command goes on from them")
+    return 130
 
 
 def own_error(error: BaseException) -> ConfigError | RunError | None:
@@ -125,18 +134,18 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or before is signal.SIG_IGN:
         yield
         return
-    first: list[float] = []
+    PRESSED.clear()
 
     def pressed(number: int, frame: object) -> None:
         now = time.monotonic()
-        if not first:
-            first.append(now)
+        if not PRESSED:
+            PRESSED.append(now)
             raise KeyboardInterrupt
-        if now - first[0] > SAME_GESTURE_S:
+        if now - PRESSED[0] > SAME_GESTURE_S:
             os.write(2, b"stopped: finished stages are kept, the same command goes on from them\n")
             os._exit(130)
 
     signal.signal(signal.SIGINT, pressed)
     yield
-    if not first:  # else the process is on its way out, and a second Ctrl-C must not make a traceback of that
+    if not PRESSED:  # else the process is on its way out, and a second Ctrl-C must not make a traceback of that
         signal.signal(signal.SIGINT, signal.default_int_handler if before is signal.SIG_DFL else before)

@@ -65,8 +65,8 @@ def run_told(base: Path, overrides: list[str], folder: str, wait_s: float) -> No
     """Run in a forked process; what it builds goes into <base>/built, what it says on stderr into <base>/<folder>.err."""
     real = stages.Store.build
 
-    def build(self: stages.Store, kind: str, key: str, *arguments: Any) -> Any:
-        stage = real(self, kind, key, *arguments)
+    def build(self: stages.Store, kind: str, key: str, *arguments: Any, **named: Any) -> Any:
+        stage = real(self, kind, key, *arguments, **named)
         with (base / "built").open("a") as file:
             file.write(f"{kind}/{key}\n")
         return stage
