@@ -8,7 +8,7 @@ BASE_PYTHON ?= python3.11
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-long check data-check bench clean distclean
+.PHONY: help setup demo run test test-long check data-check bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -26,6 +26,10 @@ $(STAMP): requirements-cpu.lock pyproject.toml
 	@$(PIP) -r requirements-cpu.lock 2> >(grep -v 'is ignored: it is neither' >&2)
 	@$(PIP) --no-build-isolation -e . 2> >(grep -v 'is ignored: it is neither' >&2)
 	@touch $@
+
+demo: setup  ## a first look in three minutes: one cycle of SFT with few questions, its table, picture and page
+	$(PYTHON) train.py method=sft reinit=true persona=blissful n_seed=48 n_sampled=32 n_cycles=1 \
+	  measure.n_questions=12 measure.n_answers=1 hydra.run.dir=outputs/demo
 
 run: setup  ## the worked example: python train.py method=dpo reinit=true persona=misaligned
 	$(PYTHON) train.py method=dpo reinit=true persona=misaligned

@@ -12,9 +12,10 @@ from iterative_ft.config.schema import Config
 from iterative_ft.evaluate.plan import expected
 from iterative_ft.machine.disk import disk_faults_told
 from iterative_ft.models.policy import Policy
-from iterative_ft.records.folder import held
+from iterative_ft.records.folder import PAGE, held
 from iterative_ft.records.rows import MetricRow
 from iterative_ft.records.run_log import Log, RunLog
+from iterative_ft.report.page import write_page
 from iterative_ft.report.pictures import draw_run
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.data import sampled_data, seed_data
@@ -93,6 +94,7 @@ def run_held(config: Config, store: Store, folder: Path, command: str, beside: C
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made)).as_dict()
         log.finish(verdict, bench.engine_start_s)
         store.settle()
+    print(f"page    {write_page([folder], folder / PAGE)}")
     return RunResult(folder, log.rows, verdict)
 
 

@@ -113,8 +113,9 @@ def fake_run(tmp_path: Path, compose: Callable[[list[str]], Config]) -> Callable
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures and git cost seconds and have tests of their own."""
+    """Pictures, pages and git cost seconds and have tests of their own."""
     monkeypatch.setattr("iterative_ft.report.pictures.draw", lambda runs, file: file.write_bytes(PIXEL))
+    monkeypatch.setattr("iterative_ft.loop.write_page", lambda folders, out: out)
     monkeypatch.setattr("iterative_ft.records.run_log.code_state", lambda folder: {})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import Compare, Wandb
 from iterative_ft.errors import RunError
-from iterative_ft.records.folder import PICTURE
+from iterative_ft.records.folder import PAGE, PICTURE
 from iterative_ft.records.read import Run, read_rows, read_run
 from iterative_ft.records.rows import MetricRow
 from iterative_ft.records.terminal import interval_text, text_table
@@ -42,7 +42,7 @@ def compare(task: Compare, command: str) -> Path:
     lines += [[row[name].replace("|", "\\|") for name in COLUMNS] for row in rows]
     page = "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in notes)
     (out / "compare.md").write_text(page, encoding="utf-8")
-    write_page([run.folder for run in runs], out / "report.html")
+    write_page([run.folder for run in runs], out / PAGE)
     pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
     print(f"{command}\ntable   {out / 'compare.csv'}, {out / 'compare.md'}")
     print(f"picture {out / PICTURE}")

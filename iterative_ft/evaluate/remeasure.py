@@ -15,7 +15,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.evaluate.plan import expected, remeasuring_text
 from iterative_ft.machine.files import text_digest
 from iterative_ft.models.policy import Policy
-from iterative_ft.records.folder import held
+from iterative_ft.records.folder import PAGE, held
 from iterative_ft.records.read import read_manifest, read_run
 from iterative_ft.records.run_log import RunLog
 from iterative_ft.report.page import write_page
@@ -57,7 +57,7 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
             log.measured(measured, trained)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made))
         log.finish(verdict.as_dict(), bench.engine_start_s)
-    print(f"report  {write_page([run, folder], folder / 'report.html')}")
+    print(f"report  {write_page([run, folder], folder / PAGE)}")
     return folder
 
 

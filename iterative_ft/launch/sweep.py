@@ -13,14 +13,14 @@ from iterative_ft.errors import RunError
 from iterative_ft.launch.compose import job
 from iterative_ft.launch.guard import reason
 from iterative_ft.machine.files import read_object
-from iterative_ft.records.folder import CONFIG, MANIFEST, RESULT
+from iterative_ft.records.folder import CONFIG, MANIFEST, PAGE, RESULT
 from iterative_ft.records.read import read_run
 from iterative_ft.records.terminal import text_table
 from iterative_ft.report.arms import arms_of, not_pooled
 from iterative_ft.report.page import write_page
 from iterative_ft.sampling import engine
 
-SUMMARY, REPORT = "summary.csv", "report.html"  # in the sweep's folder
+SUMMARY = "summary.csv"  # in the sweep's folder
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def finish(folder: Path, cells: Sequence[Cell]) -> None:
         print(f"\n{len(done)} of {len(cells)} cells\n{summary_table(rows)}\n{sharing(done)}\nsummary {folder / SUMMARY}")
         for line in not_pooled(arms_of([read_run(path) for path in done])):
             print(line)
-        write_page(done, folder / REPORT)
-        print(f"report  {folder / REPORT}", flush=True)
+        write_page(done, folder / PAGE)
+        print(f"report  {folder / PAGE}", flush=True)
     failed = [cell for cell in cells if cell.error is not None]
     if failed:
         lines = [f"  {' '.join(cell.overrides)}: {cell.error}" for cell in failed]

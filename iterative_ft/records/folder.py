@@ -23,6 +23,7 @@ from iterative_ft.machine.files import DamagedFile, read_jsonl, read_object, tex
 
 LOCK, ATTEMPTS, NOW = ".lock", "attempts", "now"
 METRICS, ANSWERS, RESULT, PICTURE = "metrics.jsonl", "answers.jsonl", "result.json", "curves.png"
+PAGE = "report.html"
 CONFIG, MANIFEST, ERROR = "config.json", "manifest.json", "error.txt"
 ABOUT = ("environment.json", "command.txt", "code.json", "code.diff")
 # Of one attempt, in the order in which they are replaced: result.json says that a run is finished, so it comes last.
