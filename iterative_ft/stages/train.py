@@ -12,6 +12,7 @@ from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models import forward
 from iterative_ft.models.adapters import check_adapter
+from iterative_ft.models.expected import EXPECTED
 from iterative_ft.models.policy import Policy
 from iterative_ft.seeds import derive
 from iterative_ft.stages.bench import Bench
@@ -20,7 +21,7 @@ from iterative_ft.store import Kind, Stage
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, Job
 from iterative_ft.training.job import train as train_job
 
-TRAIN = Kind("train", 2)
+TRAIN = Kind("train", 3)
 # Settings of a method that decide about data or measuring, not about training.
 NOT_TRAINING = {
     "max_new_tokens",
@@ -113,7 +114,7 @@ def method_settings(bench: Bench, cycle: int) -> dict[str, Any]:
 
 def policy_of(bench: Bench, stage: Stage, name: str) -> Policy:
     """The policy whose adapter a train stage holds."""
-    return Policy(name, bench.base.model, bench.base.model_digest, stage.path / ADAPTER, stage.digest)
+    return Policy(name, bench.base.model, bench.base.model_digest, stage.path / ADAPTER, stage.digest, stage.path / EXPECTED)
 
 
 def adopt(bench: Bench, folder: Path) -> Trained:
