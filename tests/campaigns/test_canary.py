@@ -124,7 +124,11 @@ def refused(bed: Bed, expected: Expected, served: Logs) -> bool:
     return False
 
 
-SIZES = {False: (0.3, 0.1, 0.03, 0.01), True: (3.0, 1.0, 0.3)}  # by whether it is a GPU: beneath its noise nothing can be told
+# Standard deviation of an adapter's B, by whether it is a GPU: beneath its noise nothing can be told.
+FAULTY = {False: (0.3, 0.1, 0.03, 0.01), True: (0.3, 0.1, 0.03)}
+# From nothing to a policy that has little left of its base (a shift of 1.5 nats); at 3.0 the tiny Gemma in bfloat16 is chaos,
+# and two sound ways to compute it differ by 0.4 nats.
+SOUND = (0.0, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 @pytest.mark.parametrize("gpu", [False, True])
@@ -133,7 +137,7 @@ def test_no_planted_fault_is_missed(tiny_models: dict[str, Path], gpu: bool) -> 
     kinds: Counter[str] = Counter()
     for family in FAMILIES:
         bed = Bed(tiny_models[family], gpu)
-        for size in SIZES[gpu]:
+        for size in FAULTY[gpu]:
             for seed in range(3):
                 bed.set(size, seed)
                 expected = bed.expected()
@@ -156,12 +160,12 @@ def test_no_sound_load_is_stopped(tiny_models: dict[str, Path], gpu: bool) -> No
     n, worst = 0, 0.0
     for family in FAMILIES:
         bed = Bed(tiny_models[family], gpu)
-        for size in (0.0, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0, 3.0):
-            for seed in range(4):
+        for size in SOUND:
+            for seed in range(3):
                 bed.set(size, seed)
                 found = bed.watch.check(bed.policy, bed.expected(), bed.serve())
                 n += 1
                 worst = max(worst, found.error)
         print(f"\n{family}: noise of base {bed.watch.noise:.2g}, worst error so far {worst:.2g} nats")
     print(f"{n} sound loads passed")
-    assert n >= 128
+    assert n >= 108
