@@ -213,15 +213,17 @@ def test_what_no_stage_thought_of_takes_the_device_as_well(record: Record, monke
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "smoke" else pytest.mark.long) for n in NAMES])
 def test_no_work_on_the_device_beside_an_awake_engine_in_any_sweep(
-    name: str, record: Record, command: Callable[..., int]
+    name: str, record: Record, command: Callable[..., int], tmp_path: Path
 ) -> None:
     more = ["model.chat=true", *GAUGES]
+    if name == "mitigations":  # words drawn by chance are never coherent: keep them all, by way of the filter
+        more.append("method.coherence_filter=null,0")
     assert command("-m", f"+sweep={name}", *more) == 0
     kinds = Counter(use for use, _ in record.uses)
     print(f"\n{name}: {n_cells(name)} cells, {len(record.uses)} uses of the device ({dict(kinds)}), none beside the engine")
     assert record.beside_the_engine == []
-    assert kinds["train_here"] >= n_cells(name)
-    assert kinds["expected_here"] >= 1
+    assert kinds["train_here"] == len(list((tmp_path / "store" / "train").iterdir())) >= 3
+    assert kinds["expected_here"] == 1, "base's is written once, in all cells"
 
 
 def test_the_transformers_sampler_leaves_the_gpu_and_is_checked_when_it_comes_back(

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.machine.device import n_gpus
 from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models import forward
@@ -51,7 +50,6 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
     method = method_settings(bench, cycle)
     # DPO compares with the policy that the cycle starts from, or with the base model.
     reference = base if config.method.name != "dpo" or config.method.reference == "base" else init
-    n_processes = max(1, n_gpus()) if bench.device == "cuda" else 1
     seed = derive(config.seed, "train", cycle)
     inputs = {
         "method": {k: v for k, v in method.items() if k not in NOT_TRAINING},
@@ -63,7 +61,7 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
         "data": data.stage.digest,
         "seed": seed,
         "device": bench.device,
-        "n_processes": n_processes,
+        "n_processes": config.n_processes,
         "versions": {} if config.fake else library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         "fake": config.fake,
     }
@@ -85,7 +83,7 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
             seed=seed,
             out=str(out),
             device=bench.device,
-            n_processes=n_processes,
+            n_processes=config.n_processes,
         )
         return fake.fake_train(job) if config.fake else train_job(job, bench.on_step)
 
