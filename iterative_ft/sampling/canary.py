@@ -83,7 +83,7 @@ class Watch:
         if not error <= noise + share * shift:
             raise RunError(
                 f"the sampler does not serve {policy.name}: its error is {error:.2g} nats a token, {found.share:.1%} of the "
-                f"policy's shift from base ({shift:.2g}; limit {share:.1%}), and {kept:.0%} of that shift is served; nothing "
+                f"policy's shift from base ({shift:.2g}; limit {share:.3%}), and {kept:.0%} of that shift is served; nothing "
                 f"was sampled from it. {self.advice()}"
             )
         if shift > noise and abs(kept - 1) > MAX_LOST + noise / shift / 2 + CERTAIN * math.sqrt(error / shift / len(mine)):

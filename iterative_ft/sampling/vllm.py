@@ -135,7 +135,11 @@ class VLLMSampler:
                     self.reload(folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
-            self.check(policy)
+            try:
+                self.check(policy)
+            except RunError:
+                self.adapter_ids.pop(policy.digest, None)  # what the engine holds under that id is not it
+                raise
             self.loaded = policy.digest
         return self.canaries[policy.digest]
 
