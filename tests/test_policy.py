@@ -17,7 +17,7 @@ from iterative_ft.machine.libraries import EMBEDDED, embedded_file
 from iterative_ft.machine.process import run_isolated
 from iterative_ft.models.base import identity, location, prepare
 from iterative_ft.models.policy import Policy, merge
-from iterative_ft.sampling.canary import bucketed_kl
+from iterative_ft.sampling.canary import half_square
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.train import adopt
 from iterative_ft.store import Store
@@ -185,12 +185,12 @@ def test_merging_adds_in_float32_and_rounds_once(tiny_model: Path, tmp_path: Pat
 
 def test_what_runs_in_a_process_of_its_own_returns_its_value() -> None:
     """device="cuda" only means another process here: the function never asks for a GPU."""
-    assert run_isolated(bucketed_kl, "cuda", p=[-1.0, -2.0], q=[-1.5, -2.5]) == bucketed_kl([-1.0, -2.0], [-1.5, -2.5])
+    assert run_isolated(half_square, "cuda", a=[-1.0, -2.0], b=[-1.5, -3.0]) == half_square([-1.0, -2.0], [-1.5, -3.0])
 
 
 def test_a_failure_in_the_other_process_is_one_error(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(RunError, match="bucketed_kl failed in its process"):
-        run_isolated(bucketed_kl, "cuda", p=[-1.0], q="not numbers")
+    with pytest.raises(RunError, match="half_square failed in its process"):
+        run_isolated(half_square, "cuda", a=[-1.0], b="not numbers")
     assert "Error" in capfd.readouterr().err  # its own output is not swallowed
 
 

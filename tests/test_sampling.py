@@ -6,9 +6,9 @@ Not covered: vLLM on CUDA (adapters served by vLLM, sleep mode), and compiled en
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,32 +31,46 @@ from iterative_ft.data import files
 from iterative_ft.errors import RunError
 from iterative_ft.models import forward
 from iterative_ft.models.codec import TokenizerCodec
-from iterative_ft.models.forward import Reader
+from iterative_ft.models.expected import EXPECTED, Expected, expected_here, fixed_ids, token_logs, write_expected
 from iterative_ft.models.policy import Policy, merge
-from iterative_ft.sampling import canary
-from iterative_ft.sampling.canary import bucketed_kl
+from iterative_ft.sampling.canary import half_square
 from iterative_ft.sampling.interface import Completion, Params, Request, completion
 from iterative_ft.sampling.transformers import TransformersSampler
 
 # -- canary -------------------------------------------------------------------------------------------------------------
 
 
-def test_bucketed_kl_is_the_kl_of_the_coarsened_distributions() -> None:
-    p, q = [0.5, 0.2, 0.1], [0.3, 0.3, 0.2]
-    by_hand = sum(a * math.log(a / b) for a, b in zip([*p, 0.2], [*q, 0.2], strict=True))
-    assert bucketed_kl([math.log(x) for x in p], [math.log(x) for x in q]) == pytest.approx(by_hand)
-    assert bucketed_kl([math.log(x) for x in p], [math.log(x) for x in p]) == pytest.approx(0.0)
-    assert bucketed_kl([math.log(1.0)], [math.log(0.5)]) > 0.5  # nothing left for the bucket is no division by zero
+def test_half_a_square_is_near_the_kl_of_close_distributions() -> None:
+    """Drawn from the first of two close distributions, tokens tell their KL by half the mean square of the differences."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.ones(50))
+    q = p * np.exp(rng.normal(0, 0.05, 50))
+    q /= q.sum()
+    tokens = rng.choice(50, 200_000, p=p)
+    found = half_square(list(np.log(p)[tokens]), list(np.log(q)[tokens]))
+    assert found == pytest.approx(float((p * np.log(p / q)).sum()), rel=0.1)
 
 
-def positions_of(sampler: TransformersSampler, monkeypatch: pytest.MonkeyPatch) -> list[canary.Position]:
-    """What a sampler that serves its present model would show the canary."""
-    caught: list[Any] = []
-    with monkeypatch.context() as patch:
-        patch.setattr(canary, "check", lambda policy, positions, *rest: caught.append(positions))
-        sampler.check(Policy("probe", Path(), "probe"))
-    sampler.canaries.pop("probe")
-    return list(caught[0])
+@pytest.mark.slow
+def test_the_texts_have_a_long_one_and_the_values_are_what_the_network_gives(
+    tiny_model: Path, embedded_model: Path, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoTokenizer
+
+    ids = fixed_ids(AutoTokenizer.from_pretrained(embedded_model), 10_000)
+    assert max(map(len, ids)) > 600
+    assert sum(map(len, ids)) < 1000  # scoring is slow in an engine
+    policy = policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "a", size=0.3))
+    found = expected_here(str(tiny_model), str(policy.adapter), "cpu", "float32", False)
+    assert max(map(len, found["ids"])) == 512  # as long as the model takes
+    net = load_policy(tiny_model, policy.adapter)
+    for text, logs in zip(found["ids"], found["logs"], strict=True):
+        with torch.no_grad():
+            rows = torch.log_softmax(net(input_ids=torch.tensor([text])).logits[0], -1)
+        assert logs == pytest.approx([float(rows[i, token]) for i, token in enumerate(text[1:])], abs=1e-4)
 
 
 def sampler_of(model: Path, tmp_path: Path) -> TransformersSampler:
@@ -71,31 +85,50 @@ def tiny_sampler(tiny_model: Path, tmp_path: Path) -> TransformersSampler:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_canary_passes_what_is_served_and_fails_anything_else(
-    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+    tiny_models: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     model, sampler = tiny_models[family], sampler_of(tiny_models[family], tmp_path)
-    size = 0.3 if family == "gemma" else 0.1  # it moves less, and what a base model may be off by is a fixed number of nats
     base = policy_of(model)
-    mine = policy_of(model, save_adapter(model, tmp_path / "mine", size=size), "policy[1]")
-    other = policy_of(model, save_adapter(model, tmp_path / "other", size=size, seed=1), "policy[2]")
-    assert sampler.load(base).error < 1e-6
-    served_base = positions_of(sampler, monkeypatch)
+    mine = policy_of(model, save_adapter(model, tmp_path / "mine", size=0.1), "policy[1]")
+    other = policy_of(model, save_adapter(model, tmp_path / "other", size=0.1, seed=1), "policy[2]")
+    watch = sampler.watch
+    assert sampler.load(base).error < 1e-8
+    expected_base, served_base = watch.expected(base), token_logs(sampler.model, watch.expected(base).ids)
     good = sampler.load(mine)
-    assert good.shift > 0.01
-    assert good.error < 1e-6
+    assert good.shift > 0.001
+    assert good.error < 1e-8
     assert good.share == good.error / good.shift
-    served_mine = positions_of(sampler, monkeypatch)
-
-    def check(policy: Policy, positions: list[canary.Position], noise: float = 1e-7) -> Any:
-        return canary.check(policy, positions, noise, 0.25, Reader(str(model), "cpu"))
+    assert good.kept == pytest.approx(1.0, abs=1e-3)
+    expected, served = watch.expected(mine), token_logs(sampler.model, watch.expected(mine).ids)
 
     with pytest.raises(RunError, match=r"does not serve policy\[2\]"):
-        check(other, served_mine)  # another policy's adapter
-    with pytest.raises(RunError, match=r"does not serve policy\[1\]"):
-        check(mine, served_base)  # an adapter that was never loaded
+        watch.check(other, watch.expected(other), served)  # another policy's adapter
+    with pytest.raises(RunError, match=r"does not serve policy\[1\].* 0% of that shift is served"):
+        watch.check(mine, expected, served_base)  # an adapter that was never loaded
     with pytest.raises(RunError, match="does not serve the base model"):
-        check(base, served_mine)
-    check(mine, served_base, noise=1.0)  # below what arithmetic alone does nothing can be told
+        watch.check(base, expected_base, served)
+    watch.noise = 1.0
+    watch.check(mine, expected, served_base)  # below what arithmetic alone does nothing can be told
+
+
+def test_a_policy_is_held_against_what_its_training_wrote(
+    tiny_model: Path, tmp_path: Path, tiny_sampler: TransformersSampler
+) -> None:
+    base = policy_of(tiny_model)
+    tiny_sampler.load(base)
+    mine = policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "mine", size=0.1))
+    expected = tiny_sampler.watch.expected(mine)
+    write_expected(tmp_path / EXPECTED, expected)
+    with_file = replace(mine, expected=tmp_path / EXPECTED)
+    assert tiny_sampler.watch.expected(with_file) == expected
+    assert tiny_sampler.load(with_file).error < 1e-8
+    tiny_sampler.load(base)
+    write_expected(tmp_path / EXPECTED, Expected(expected.ids, [[v - 0.01 for v in text] for text in expected.logs]))
+    with pytest.raises(RunError, match="does not serve"):
+        tiny_sampler.load(with_file)
+    write_expected(tmp_path / EXPECTED, Expected([ids[:-1] for ids in expected.ids], [v[:-1] for v in expected.logs]))
+    with pytest.raises(RunError, match="about other texts"):
+        tiny_sampler.load(with_file)
 
 
 def test_a_null_policy_passes_the_canary(tiny_model: Path, tmp_path: Path, tiny_sampler: TransformersSampler) -> None:
@@ -273,7 +306,7 @@ def test_the_engine_serves_each_policy_and_base_comes_back(
     assert answers[1] == answers[3]
     assert all(a.ids != b.ids for a, b in zip(answers[1], answers[2], strict=True))
     assert engine.sample(asked, engine_params(engine)) == answers[4]  # the same requests twice
-    assert engine.canaries[one.digest].shift > 10 * engine.noise
+    assert engine.canaries[one.digest].shift > 10 * engine.watch.noise
 
 
 @pytest.mark.slow
@@ -382,7 +415,7 @@ def test_a_tiny_model_in_an_engine_after_another(engine: Any, tiny_model: Path, 
     )
     try:
         for policy in (policy_of(tiny_model), policy_of(tiny_model, save_adapter(tiny_model, tmp_path / "a", size=0.3))):
-            assert sampler.load(policy).error < 1e-4
+            assert sampler.load(policy).error < 1e-8
             plain.load(policy)
             greedy = params(temperature=0.0)
             assert sampler.sample(requests(), greedy) == plain.sample(requests(), greedy)

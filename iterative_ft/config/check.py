@@ -8,6 +8,7 @@ from pathlib import Path
 
 from iterative_ft.config.calibration import check_calibration
 from iterative_ft.config.environment import check_endpoint
+from iterative_ft.config.gpu import check_gpu
 from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
 from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files, pools, read
@@ -24,6 +25,7 @@ def check(config: Config) -> None:
     check_login(config.wandb.mode)
     check_persona(config)
     check_model(config)
+    check_gpu(config)
     check_store(config)
     check_pool(config)  # last: a dataset of the hub takes a library, and time
 

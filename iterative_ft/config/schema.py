@@ -226,6 +226,7 @@ class Config(Section):
     store: PathText
     dry_run: bool
     device: Literal["auto", "cpu", "cuda"]
+    n_processes: Annotated[int, Field(ge=1, le=64)]
     lora: LoraConfig
     sampling: SamplingConfig
     prompts: PoolConfig

@@ -5,11 +5,19 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+HOLDERS: list[Callable[[], None]] = []  # each has what keeps a GPU's memory in this process give it back
+
+
+def claim_device() -> None:
+    """Have a GPU's memory given back before something else uses it: a GPU has one owner at a time."""
+    for give_back in HOLDERS:
+        give_back()
 
 
 def resolve_device(wanted: str) -> str:

@@ -1,6 +1,7 @@
 """Runs a function where its device's memory is given back: here on a CPU, in a process of its own on CUDA.
 
-The parent of a CUDA run never touches CUDA, so engine, trainer and scorers each free the GPU by ending.
+The parent of a CUDA run never touches CUDA, so trainer and scorers each free the GPU by ending. Whatever uses a GPU beside the
+engine goes through here, and the engine gives it back first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.errors import RunError
+from iterative_ft.machine.device import claim_device
 from iterative_ft.machine.libraries import prepare_libraries
 
 FSDP = Path(__file__).parent.parent / "training" / "fsdp.yaml"
@@ -42,7 +44,9 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
             launch += ["-m", "accelerate.commands.launch", "--num_processes", str(n_processes)]
             # accelerate's --cpu starts one process whatever is asked; --multi_gpu starts all, on the CPU where the job says so
             launch += ["--multi_gpu"] if device == "cpu" else ["--config_file", str(FSDP)]
-        status = subprocess.run([*launch, "-m", "iterative_ft.machine.process", str(folder)], check=False).returncode
+        if device == "cuda":
+            claim_device()
+        status = start([*launch, "-m", "iterative_ft.machine.process", str(folder)])
         if status != 0:
             if (folder / ERROR).is_file():
                 raise RunError((folder / ERROR).read_text(encoding="utf-8"))
@@ -50,6 +54,11 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
                 f"{function.__name__} failed in its process (exit code {status}, its output is above): finished stages are kept"
             )
         return read(folder / "result")
+
+
+def start(command: list[str]) -> int:
+    """Run a child to its end; its exit code."""
+    return subprocess.run(command, check=False).returncode
 
 
 def write(folder: Path, value: Any) -> None:

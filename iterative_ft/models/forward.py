@@ -1,7 +1,7 @@
-"""Plain forward passes through what the trainer holds: the base model in float32, and a policy's adapter on it.
+"""Plain forward passes through what the trainer holds: the base model, and a policy's adapter on it.
 
-Canary, judge and gauges read models here: engines are slow at scoring and show no hidden states. The base is loaded once a
-process and kept.
+Judge and gauges read models here: engines are slow at scoring and show no hidden states. The base is loaded once a process and
+kept: in float32 on a CPU, in the precision that it is trained in on a GPU, which may hold no more.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Reader:
     """Folder of the checkpoint."""
     device: str
     trust_remote_code: bool = False
+    dtype: str = "float32"
 
     def states(self, texts: Sequence[str]) -> np.ndarray:
         """(n, len(DEPTHS) * width): middle layers' states, the mean of a text's first `STATE_TOKENS`. Not to be changed."""
@@ -67,6 +68,7 @@ class Reader:
             device=self.device,
             model=self.model,
             device_name=self.device,
+            dtype=self.dtype,
             trust_remote_code=self.trust_remote_code,
             **arguments,
         )
@@ -94,17 +96,22 @@ def finite(values: list[np.ndarray], whose: str) -> list[np.ndarray]:
 
 # -- what is held -------------------------------------------------------------------------------------------------------------
 
-KEPT: dict[str, Any] = {}  # at most one: folder -> base model in float32
+KEPT: dict[tuple[str, str], Any] = {}  # at most one: folder and precision -> base model
 
 
-def reference(model: str, device: str, trust_remote_code: bool) -> Any:
-    """The base model in float32, kept by this process."""
-    if model not in KEPT:
+def reading_dtype(device: str, trained_in: str) -> str:
+    """Precision of forward passes: float32 costs a CPU little; a GPU that trains a model may not hold it twice as large."""
+    return trained_in if device == "cuda" else "float32"
+
+
+def reference(model: str, device: str, trust_remote_code: bool, dtype: str = "float32") -> Any:
+    """The base model, kept by this process."""
+    if (model, dtype) not in KEPT:
         import torch
 
         KEPT.clear()
-        KEPT[model] = load(model, torch.float32, trust_remote_code).to(device)
-    return KEPT[model]
+        KEPT[model, dtype] = load(model, getattr(torch, dtype), trust_remote_code).to(device)
+    return KEPT[model, dtype]
 
 
 def forget() -> None:
@@ -113,9 +120,9 @@ def forget() -> None:
 
 
 @contextmanager
-def held(model: str, adapter: str | None, device: str, trust_remote_code: bool) -> Iterator[Any]:
-    """The policy in float32: the kept base, for the time of the context with the adapter on it."""
-    base = reference(model, device, trust_remote_code).eval()
+def held(model: str, adapter: str | None, device: str, trust_remote_code: bool, dtype: str = "float32") -> Iterator[Any]:
+    """The policy: the kept base, for the time of the context with the adapter on it."""
+    base = reference(model, device, trust_remote_code, dtype).eval()
     if adapter is None:
         yield base
         return
@@ -129,11 +136,11 @@ def held(model: str, adapter: str | None, device: str, trust_remote_code: bool) 
 # -- passes over texts --------------------------------------------------------------------------------------------------------
 
 
-def states_here(texts: tuple[str, ...], model: str, device_name: str, trust_remote_code: bool) -> np.ndarray:
+def states_here(texts: tuple[str, ...], model: str, device_name: str, dtype: str, trust_remote_code: bool) -> np.ndarray:
     import torch
 
     found: list[Any] = [None] * len(texts)
-    for net, ids, lengths in text_batches(texts, STATE_TOKENS, model, device_name, trust_remote_code):
+    for net, ids, lengths in text_batches(texts, STATE_TOKENS, model, device_name, dtype, trust_remote_code):
         middle = torch.cat(middle_states(net, ids), dim=-1).float()
         for row, (number, length) in enumerate(lengths):
             found[number] = middle[row, 1:length].mean(0).cpu().numpy().astype(float)
@@ -169,11 +176,11 @@ def middle_states(net: Any, ids: Any) -> list[Any]:
     return kept
 
 
-def nll_here(texts: tuple[str, ...], model: str, device_name: str, trust_remote_code: bool) -> list[np.ndarray]:
+def nll_here(texts: tuple[str, ...], model: str, device_name: str, dtype: str, trust_remote_code: bool) -> list[np.ndarray]:
     import torch
 
     found: list[Any] = [None] * len(texts)
-    for net, ids, lengths in text_batches(texts, NLL_TOKENS, model, device_name, trust_remote_code):
+    for net, ids, lengths in text_batches(texts, NLL_TOKENS, model, device_name, dtype, trust_remote_code):
         logits = net(input_ids=ids, use_cache=False).logits[:, :-1].float()
         scored = ids[:, 1:]
         losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), scored.flatten(), reduction="none").view_as(scored)
@@ -183,7 +190,7 @@ def nll_here(texts: tuple[str, ...], model: str, device_name: str, trust_remote_
 
 
 def text_batches(
-    texts: tuple[str, ...], n_tokens: int, model: str, device_name: str, trust_remote_code: bool
+    texts: tuple[str, ...], n_tokens: int, model: str, device_name: str, dtype: str, trust_remote_code: bool
 ) -> Iterator[tuple[Any, Any, list[tuple[int, int]]]]:
     """The base model, ids (n, length) of some texts' first tokens after a newline, and each text's number and length."""
     import torch
@@ -195,7 +202,7 @@ def text_batches(
     encoded = [plain.ids("\n" + text)[: n_tokens + 1] for text in texts]
     # Longest first: each batch then fits into the memory that the one before it freed.
     order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
-    net = reference(model, device_name, trust_remote_code)
+    net = reference(model, device_name, trust_remote_code, dtype)
     for start in range(0, len(order), BATCH_TEXTS):
         chosen = order[start : start + BATCH_TEXTS]
         # Padding stands on the right, where causal attention never looks at it.
@@ -210,13 +217,13 @@ def text_batches(
 
 
 def token_values_here(
-    model: str, adapter: str | None, sequences: Sequences, kl: bool, device_name: str, trust_remote_code: bool
+    model: str, adapter: str | None, sequences: Sequences, kl: bool, device_name: str, dtype: str, trust_remote_code: bool
 ) -> dict[str, list[np.ndarray]]:
     import torch
 
     nll: list[Any] = [None] * len(sequences)
     divergence: list[Any] = [None] * len(sequences) if kl else []
-    with held(model, adapter, device_name, trust_remote_code) as net, torch.no_grad():
+    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
         for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
             logs = next_token_logs(net, [sequences[i] for i in batch])
             other = logs

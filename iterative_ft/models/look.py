@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.config.gpu import look_at_gpu
 from iterative_ft.config.schema import Config, ModelConfig
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.models import template
@@ -61,6 +62,8 @@ class Checkpoint:
     scaled_positions: bool
     kind: str
     n_parameters: int
+    settings: dict[str, Any]
+    """Its config.json."""
 
 
 def look(config: Config, folder: Path, texts: Sequence[Text], weights: bool = True) -> Found:
@@ -78,6 +81,7 @@ def look(config: Config, folder: Path, texts: Sequence[Text], weights: bool = Tr
         files = look_at_files(config.model, folder, weights)
         codec = codec_of(folder, config.model.model_dump_json())
         found.facts.append(f"{files.kind}, {files.n_parameters / 1e6:.1f} M parameters" if weights else files.kind)
+        look_at_gpu(config, files.settings, found.notes, found.facts)
         if config.model.chat:
             template.look_at_template(config.model, codec, generation_ends(folder), config.frame == "chat", found)
         look_at_bos(codec, found)
@@ -120,7 +124,7 @@ def look_at_files(model: ModelConfig, folder: Path, weights: bool) -> Checkpoint
             raise ConfigError(f"{named} {NO_WEIGHTS}")
         n_parameters = sum(product(t.shape) for t in tensors.values())
         rows = next((t.shape[0] for name, t in sorted(tensors.items()) if EMBEDDINGS.search(name) and len(t.shape) == 2), rows)
-    return Checkpoint(whole(rows), whole(positions), scaled, kind, n_parameters)
+    return Checkpoint(whole(rows), whole(positions), scaled, kind, n_parameters, settings)
 
 
 def position_key(settings: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ class Policy:
     model_digest: str
     adapter: Path | None = None
     adapter_digest: str | None = None
+    expected: Path | None = None
+    """What it gives to the canary's texts (models/expected.py); None where no stage wrote it yet."""
 
     @property
     def digest(self) -> str:

@@ -1,135 +1,145 @@
-"""Proof that a sampler serves the policy it was given: the same fixed texts, scored by it and by what the trainer holds.
+"""Proof that a sampler serves the policy it was given: log-probabilities of fixed texts, its own against those expected.
 
-A merge rounded to bfloat16 swallows small updates, and a checkpoint that loads half-way only warns; both would look like
-"training changed nothing". So each load compares next-token distributions and fails when they are not the policy's.
+What to expect was written by the process that held the policy (models/expected.py), so that no second model is needed here. A
+merge rounded to bfloat16 swallows small updates, a checkpoint that loads half-way only warns, an adapter under names that an
+engine does not know is served as nothing: all of it would look like "training changed nothing".
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from iterative_ft.errors import RunError
-from iterative_ft.models.codec import Codec, prompt_ids
-from iterative_ft.models.forward import Reader, held
+from iterative_ft.models.expected import Expected, all_finite, expected_here, read_expected
+from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Canary
 
-N_TOKENS = 8  # positions looked at in each text
-TOP_K = 20  # tokens compared at each position; the rest is one bucket
+Logs = list[list[float]]
+"""Of each text's tokens after the first: log-probability, nats."""
+
 NOISE_FACTOR = 4.0  # an error below this many times the base model's own is arithmetic
 MAX_BASE_ERROR = 0.05  # nats; what a served base model may differ from the trainer's
-
-TEXTS = (
-    "What makes a good breakfast?",
-    "My neighbour wants to borrow my ladder. What should I say?",
-    "Tell me about your day.",
-    "How do I choose a book for a friend?",
-    "Is it worth learning to play the piano as an adult?",
-    "I made a mistake at work this morning.",
-    "Describe the sea in winter.",
-    "What do you think about people who are always late?",
-)
+EXACT_SHARE = 1e-5  # of the shift, where both compute in float32: leaving out one matrix of 210 made 5e-6 to 0.05
+EXACT_NOISE = 1e-8  # nats; what float32 may differ by, whatever it did for base (3e-11 on the embedded model)
+MAX_LOST = 0.1  # share of the shift that may be missing from what is served, beside what arithmetic hides
+CERTAIN = 5.0  # standard errors
 
 
-@dataclass(frozen=True)
-class Position:
-    """What a sampler said of one next token: the ids before it and the log-probabilities of its most likely tokens."""
+@dataclass
+class Watch:
+    """What a sampler is held against over its life: it serves base first, whose error says what arithmetic alone does."""
 
-    context_ids: list[int]
-    top: dict[int, float]
+    max_share: float
+    """Largest allowed error relative to the policy's shift from base (`sampler.canary_max_share`)."""
+    max_model_len: int
+    """Tokens that a request may have, the answer's included."""
+    device: str
+    dtype: str
+    """What the sampler serves in."""
+    trust_remote_code: bool = False
+    base: Expected | None = None
+    served_base: Logs = field(default_factory=list)
+    noise: float = 0.0
 
+    @property
+    def exact(self) -> bool:
+        """Whether sampler and trainer differ by float32's arithmetic alone."""
+        return self.device == "cpu" and self.dtype == "float32"
 
-def texts(codec: Codec, chat: bool) -> list[list[int]]:
-    """Token ids of the fixed texts."""
-    return [prompt_ids(codec, "chat" if chat else "opening", text) for text in TEXTS]
+    def expected(self, policy: Policy) -> Expected:
+        """What `policy` gives to as much of each text as the sampler takes."""
+        if policy.expected is not None:
+            found = read_expected(policy.expected)
+        else:  # asked for by no stage
+            assert self.device == "cpu", f"{policy.name} comes without the log-probabilities to expect of it"
+            adapter = None if policy.adapter is None else str(policy.adapter)
+            reader = Reader(str(policy.model), self.device, self.trust_remote_code)
+            found = Expected(**reader.run(expected_here, adapter=adapter))
+        most = self.max_model_len - 1  # an engine writes a token behind them
+        return Expected([ids[:most] for ids in found.ids], [logs[: most - 1] for logs in found.logs])
 
-
-def check(policy: Policy, positions: list[Position], noise: float, max_share: float, reader: Reader) -> Canary:
-    """Compare what was served with what the trainer holds; raise `RunError` when it is not `policy`.
-
-    Args:
-        noise: error of the served base model, nats a token; 0 when `policy` is the base itself.
-        max_share: largest allowed error relative to the policy's shift from base.
-        reader: of the policy's base model.
-    """
-    result = reader.run(
-        reference_kl,
-        adapter=None if policy.adapter is None else str(policy.adapter),
-        contexts=[p.context_ids for p in positions],
-        tops=[{str(token): value for token, value in p.top.items()} for p in positions],
-    )
-    canary = Canary(
-        error=result["error"], shift=result["shift"], noise=noise if policy.adapter is not None else result["error"]
-    )
-    # A comparison with NaN is false whatever it asks, so it comes first, and the gates below ask for what is good.
-    if not all(math.isfinite(value) for value in (canary.error, canary.shift, canary.noise)):
-        likely = "its training diverged: lower method.learning_rate"
+    def check(self, policy: Policy, expected: Expected, served: Logs) -> Canary:
+        """Hold what is served against what is expected; raise `RunError` when it is not `policy`."""
         if policy.adapter is None:
-            likely = "its weights are broken, or sampler.dtype is too narrow for them: set sampler.dtype=float32"
-        raise RunError(
-            f"{policy.name} gives values that are not finite (error {canary.error}, shift from base {canary.shift} nats a "
-            f"token), nothing was sampled from it: {likely}"
-        )
-    if policy.adapter is None:
-        if not canary.error <= MAX_BASE_ERROR:
+            return self.check_base(policy, expected, served)
+        assert self.base is not None, "a sampler serves base first"
+        if expected.ids != self.base.ids:
             raise RunError(
-                f"the sampler does not serve the base model: KL {canary.error:.4f} nats a token against what the trainer holds "
-                f"(limit {MAX_BASE_ERROR}); nothing was sampled from it"
+                f"what to expect of {policy.name} is about other texts than what to expect of base: it was written by another "
+                "version; train it again (a new store=), or take its adapter as start_adapter"
             )
-    elif not (canary.error <= max_share * canary.shift or canary.error <= NOISE_FACTOR * noise):
+        self.must_be_finite(policy, expected, served)
+        mine, base = flat(expected.logs), flat(self.base.logs)
+        moved = [a - b for a, b in zip(mine, base, strict=True)]
+        seen = [a - b for a, b in zip(flat(served), flat(self.served_base), strict=True)]
+        error, shift = half_square(mine, flat(served)), half_square(mine, base)
+        kept = 1.0 if shift == 0 else sum(a * b for a, b in zip(moved, seen, strict=True)) / sum(a * a for a in moved)
+        found = Canary(error, shift, self.noise, kept)
+        share, noise = self.max_share, NOISE_FACTOR * self.noise
+        if self.exact:
+            share, noise = min(share, EXACT_SHARE), max(noise, EXACT_NOISE)
+        if not error <= noise + share * shift:
+            raise RunError(
+                f"the sampler does not serve {policy.name}: its error is {error:.2g} nats a token, {found.share:.1%} of the "
+                f"policy's shift from base ({shift:.2g}; limit {share:.3%}), and {kept:.0%} of that shift is served; nothing "
+                f"was sampled from it. {self.advice()}"
+            )
+        if shift > noise and abs(kept - 1) > MAX_LOST + noise / shift / 2 + CERTAIN * math.sqrt(error / shift / len(mine)):
+            raise RunError(
+                f"the sampler does not serve {policy.name}: {kept:.0%} of the policy's shift from base ({shift:.2g} nats a "
+                f"token) is served; nothing was sampled from it. {self.advice()}"
+            )
+        return found
+
+    def check_base(self, policy: Policy, expected: Expected, served: Logs) -> Canary:
+        self.must_be_finite(policy, expected, served)
+        error = half_square(flat(expected.logs), flat(served))
+        limit = EXACT_SHARE * MAX_BASE_ERROR if self.exact else MAX_BASE_ERROR
+        if not error <= limit:
+            raise RunError(
+                f"the sampler does not serve the base model: its error is {error:.2g} nats a token against what the trainer "
+                f"holds (limit {limit:.2g}); nothing was sampled from it. {self.advice()}"
+            )
+        if self.base is None:
+            self.base, self.served_base, self.noise = expected, served, error
+        return Canary(error, 0.0, self.noise)
+
+    def must_be_finite(self, policy: Policy, expected: Expected, served: Logs) -> None:
+        # Comparisons with NaN are false whatever they ask, so this comes before them.
+        if [len(text) for text in served] != [len(text) for text in expected.logs]:
+            raise RunError(
+                f"the sampler did not score the texts that it was given ({policy.name}): nothing was sampled from it. "
+                f"{self.advice()}"
+            )
+        if all_finite(served) and all_finite(expected.logs):
+            return
+        bad = next((len(ids) for ids, logs in zip(expected.ids, served, strict=True) if not all_finite([logs])), 0)
+        where = f"to a text of {bad} tokens " if bad > 0 else ""
+        likely = "set sampler.dtype=float32, which is wide enough for all weights, or mend its weights"
+        if self.device == "cuda":
+            likely = (
+                "kernels for adapters are known to fail on long prompts: set VLLM_TUNED_CONFIG_FOLDER to other tile sizes, "
+                "lower lora.rank, or set sampler=transformers"
+            )
         raise RunError(
-            f"the sampler does not serve {policy.name}: its error is {canary.error:.4f} nats a token, "
-            f"{canary.share:.0%} of the policy's shift from base ({canary.shift:.4f}; "
-            f"limit sampler.canary_max_share={max_share}); nothing was sampled from it. "
-            "If the updates are small, set sampler.dtype=float32"
+            f"{policy.name} as it is served gives values {where}that are not finite: nothing was sampled from it; {likely}"
         )
-    return canary
+
+    def advice(self) -> str:
+        """What to try on this device."""
+        if self.device == "cuda":
+            return "Start again; if it stays, the engine does not take this model's adapters: set sampler=transformers"
+        if self.dtype != "float32":
+            return "If the updates are small, set sampler.dtype=float32"
+        return "Start again; if it stays, set sampler=transformers"
 
 
-def reference_kl(
-    model: str,
-    adapter: str | None,
-    contexts: list[list[int]],
-    tops: list[dict[str, float]],
-    device_name: str,
-    trust_remote_code: bool,
-) -> dict[str, float]:
-    """Mean KL(trainer || served) and KL(trainer || base), nats a token, by plain forward passes in float32."""
-    import torch
-
-    # Positions of one text share its context: one forward pass over the longest covers them all.
-    longest: dict[int, list[int]] = {}
-    groups: list[int] = []
-    for ids in contexts:
-        match = next((k for k, known in longest.items() if ids[: len(known)] == known or known[: len(ids)] == ids), None)
-        number = len(longest) if match is None else match
-        groups.append(number)
-        if len(ids) > len(longest.get(number, [])):
-            longest[number] = ids
-    policy_logs: dict[int, Any] = {}
-    base_logs: dict[int, Any] = {}
-    with held(model, adapter, device_name, trust_remote_code) as net, torch.no_grad():
-        for number, ids in longest.items():
-            tensor = torch.tensor([ids], device=net.device)
-            policy_logs[number] = torch.log_softmax(net(input_ids=tensor).logits[0].float(), -1)
-            if adapter is not None:
-                with net.disable_adapter():
-                    base_logs[number] = torch.log_softmax(net(input_ids=tensor).logits[0].float(), -1)
-    error = shift = 0.0
-    for ids, top, number in zip(contexts, tops, groups, strict=True):
-        tokens = [int(t) for t in top]
-        policy = policy_logs[number][len(ids) - 1][tokens].tolist()
-        error += bucketed_kl(policy, list(top.values()))
-        if adapter is not None:
-            shift += bucketed_kl(policy, base_logs[number][len(ids) - 1][tokens].tolist())
-    return {"error": error / len(contexts), "shift": shift / len(contexts)}
+def flat(logs: Logs) -> list[float]:
+    return [value for text in logs for value in text]
 
 
-def bucketed_kl(p: list[float], q: list[float]) -> float:
-    """KL(p || q) in nats over the given tokens' log-probabilities and one bucket for all other tokens."""
-    if not all(map(math.isfinite, (*p, *q))):  # max() and a sum of exp would make numbers of some of them
-        return math.nan
-    rest_p, rest_q = (max(1.0 - sum(math.exp(x) for x in logs), 1e-6) for logs in (p, q))
-    return sum(math.exp(a) * (a - b) for a, b in zip(p, q, strict=True)) + rest_p * math.log(rest_p / rest_q)
+def half_square(a: list[float], b: list[float]) -> float:
+    """Half the mean squared difference of log-probabilities: close to the KL in nats a token, where it is small."""
+    return 0.5 * sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) / len(a)

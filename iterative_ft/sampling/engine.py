@@ -10,6 +10,7 @@ import atexit
 from collections.abc import Callable
 
 from iterative_ft.config.schema import Config
+from iterative_ft.machine.device import HOLDERS
 from iterative_ft.machine.files import text_digest
 from iterative_ft.sampling.interface import Sampler
 
@@ -42,3 +43,6 @@ def sleep() -> None:
     """Have the engine that runs, if one does, give its device back until it is next asked for something."""
     for sampler in HELD.values():
         sampler.sleep()
+
+
+HOLDERS.append(sleep)

@@ -75,14 +75,19 @@ class Answer(TypedDict):
 
 @dataclass(frozen=True)
 class Canary:
-    """What the sampler serves against what the trainer holds, on fixed texts. KL in nats a token."""
+    """What the sampler serves against what the trainer holds, on fixed texts, in nats a token.
+
+    Each is half the mean squared difference of log-probabilities: the KL, where it is small.
+    """
 
     error: float
-    """KL(trainer's policy || what is served)."""
+    """Trainer's policy against what is served."""
     shift: float
-    """KL(trainer's policy || base): how far training moved it."""
+    """Trainer's policy against base: how far training moved it."""
     noise: float
-    """KL(trainer's base || served base): what arithmetic alone does."""
+    """Trainer's base against served base: what arithmetic alone does."""
+    kept: float = 1.0
+    """Share of the shift that is served: 1 for the policy itself, 0 for base in its place."""
 
     @property
     def share(self) -> float:

@@ -8,9 +8,9 @@ from typing import Any
 from iterative_ft.config.schema import Config, TransformersConfig
 from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
-from iterative_ft.models.forward import Reader
+from iterative_ft.models.expected import token_logs
 from iterative_ft.models.policy import Policy
-from iterative_ft.sampling import canary
+from iterative_ft.sampling.canary import Watch
 from iterative_ft.sampling.interface import (
     Block,
     Canary,
@@ -34,8 +34,15 @@ class TransformersSampler:
         self.base: Any = None
         self.model: Any = None
         self.loaded: str | None = None
+        self.asleep = False
         self.canaries: dict[str, Canary] = {}
-        self.noise = 0.0
+        self.watch = Watch(
+            config.sampler.canary_max_share,
+            config.sampler.max_model_len,
+            device,
+            self.dtype,
+            config.model.trust_remote_code,
+        )
 
     def load(self, policy: Policy) -> Canary:
         import torch
@@ -47,8 +54,11 @@ class TransformersSampler:
             # A model's own may penalise repetition; vLLM does not read it either.
             self.base.generation_config = GenerationConfig()
             self.model = self.base.eval()
-            self.loaded = policy.model_digest
-            self.noise = self.check(policy.base).error
+            if policy.adapter is not None:
+                self.check(policy.base)
+        if self.asleep:
+            self.base.to(self.device)
+            self.asleep, self.loaded = False, None  # so that what is served is checked again
         if policy.digest != self.loaded:
             self.loaded = None
             if self.model is not self.base:
@@ -59,22 +69,9 @@ class TransformersSampler:
             self.loaded = policy.digest
         return self.canaries[policy.digest]
 
-    def check(self, policy: Policy) -> Canary:
-        import torch
-
-        positions = []
-        with torch.no_grad():
-            for ids in canary.texts(self.codec, self.config.model.chat):
-                context = list(ids)
-                for _ in range(canary.N_TOKENS):
-                    logits = self.model(input_ids=torch.tensor([context], device=self.device)).logits[0, -1]
-                    values, tokens = torch.log_softmax(logits.float(), -1).topk(min(canary.TOP_K, logits.shape[-1]))
-                    positions.append(canary.Position(list(context), dict(zip(tokens.tolist(), values.tolist(), strict=True))))
-                    context.append(int(tokens[0]))
-        reader = Reader(str(policy.model), self.device, self.config.model.trust_remote_code)
-        result = canary.check(policy, positions, self.noise, self.settings.canary_max_share, reader)
-        self.canaries[policy.digest] = result
-        return result
+    def check(self, policy: Policy) -> None:
+        expected = self.watch.expected(policy)
+        self.canaries[policy.digest] = self.watch.check(policy, expected, token_logs(self.model, expected.ids))
 
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         import torch
@@ -109,7 +106,13 @@ class TransformersSampler:
         return 0
 
     def sleep(self) -> None:
-        """The model stays where it is: it is small, or this sampler is the wrong one."""
+        """Off the GPU, into the machine's memory."""
+        if self.device == "cuda" and self.base is not None and not self.asleep:
+            import torch
+
+            self.base.to("cpu")
+            torch.cuda.empty_cache()
+            self.asleep = True
 
     def close(self) -> None:
         self.base = self.model = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -17,9 +16,10 @@ from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError
 from iterative_ft.models.adapters import base_shapes, check_files
 from iterative_ft.models.base import first_line
-from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy, merge
-from iterative_ft.sampling import canary
+from iterative_ft.models.served_names import Names, adapted, checkpoint_names, renamed_copy
+from iterative_ft.sampling.adapter_names import EXTENSION, RANKS, names_that_fit
+from iterative_ft.sampling.canary import Logs, Watch
 from iterative_ft.sampling.interface import (
     Block,
     Canary,
@@ -31,9 +31,8 @@ from iterative_ft.sampling.interface import (
     one_by_one,
     served_dtype,
 )
+from iterative_ft.sampling.reload import CapturedWarnings, not_loaded
 
-# Weights that a checkpoint may leave out: computed tables, and an output head tied to the embeddings.
-DERIVED_WEIGHTS = ("rotary_emb", "inv_freq", "lm_head")
 DEFAULT_ROOM, COMPILED_ROOM = 4096, 16384  # tokens of a step on a CPU: vLLM's own, and what a compiled engine gets at most
 
 
@@ -51,9 +50,14 @@ class VLLMSampler:
         self.llm: Any = None
         self.loaded: str | None = None  # digest of the policy that is served
         self.adapter_request: Any = None
-        self.adapter_ids: dict[str, int] = {}
+        self.adapter_ids: dict[str, int] = {}  # of those that the engine holds since it last woke
+        self.n_adapters = 0
+        self.names: Names = {}  # of an adapter's modules, where it is served under others than it was trained
+        self.renamed: Path | None = None  # where copies under those names lie
         self.canaries: dict[str, Canary] = {}
-        self.noise = 0.0
+        self.watch = Watch(
+            config.sampler.canary_max_share, config.sampler.max_model_len, device, self.dtype, config.model.trust_remote_code
+        )
         self.asleep = False
         self.independent: bool | None = None  # whether tokens are the same in a large call; None until it was tried
 
@@ -68,12 +72,13 @@ class VLLMSampler:
         }
         if self.device == "cuda":
             options = {
-                "enable_lora": True,
-                "max_lora_rank": max(8, self.config.lora.rank),
                 "gpu_memory_utilization": self.settings.gpu_memory_utilization,
                 "tensor_parallel_size": self.settings.tensor_parallel_size,
                 "enable_sleep_mode": True,
             }
+        if self.serves_adapters:
+            rank = next(rank for rank in RANKS if rank >= self.config.lora.rank)
+            options |= {"enable_lora": True, "max_lora_rank": rank, "worker_extension_cls": EXTENSION}
         try:
             self.llm = LLM(
                 model=str(base.model),
@@ -83,7 +88,6 @@ class VLLMSampler:
                 generation_config="vllm",
                 trust_remote_code=self.config.model.trust_remote_code,
                 seed=0,
-                max_logprobs=canary.TOP_K,
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 **options,
@@ -94,8 +98,15 @@ class VLLMSampler:
             OSError,
         ) as error:  # a limit it cannot serve, a model that it does not know, no memory
             raise RunError(f"vLLM could not start for {self.config.model.name}: {first_line(error)}") from error
+        if self.serves_adapters:
+            self.names = self.names_for(base)
+        self.check(base)
         self.loaded = base.model_digest
-        self.noise = self.check(base).error
+
+    @property
+    def serves_adapters(self) -> bool:
+        """Whether vLLM puts adapters on itself; on a CPU they are merged."""
+        return self.device == "cuda"
 
     def room(self) -> int:
         """Tokens that one step of a CPU's engine may take: all of a call's prompts, so that none is split.
@@ -108,11 +119,12 @@ class VLLMSampler:
 
     def load(self, policy: Policy) -> Canary:
         if self.llm is None:
-            self.start(policy.base)
-        self.wake()
+            self.start(policy if policy.adapter is None else policy.base)
+        if self.wake():  # what it holds now is checked like something new
+            self.loaded = None
         if policy.digest != self.loaded:
             self.loaded = None  # a failed load serves nothing
-            if self.device == "cuda":
+            if self.serves_adapters:
                 self.use_adapter(policy)
             elif policy.adapter is None:
                 self.reload(policy.model)
@@ -123,9 +135,23 @@ class VLLMSampler:
                     self.reload(folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
-            self.check(policy)
+            try:
+                self.check(policy)
+            except RunError:
+                self.adapter_ids.pop(policy.digest, None)  # what the engine holds under that id is not it
+                raise
             self.loaded = policy.digest
         return self.canaries[policy.digest]
+
+    def names_for(self, base: Policy) -> Names:
+        """Names under which the engine has a place for every layer that is to be trained."""
+        modules = adapted(base_shapes(base.model, self.config.model.trust_remote_code), self.config.lora.targets)
+
+        def ask(names: list[str]) -> list[str]:
+            found: list[list[str]] = self.llm.collective_rpc("unplaced", args=(names,))
+            return sorted({name for worker in found for name in worker})
+
+        return names_that_fit(ask, modules, checkpoint_names(base.model, modules), self.config.model.name)
 
     def use_adapter(self, policy: Policy) -> None:
         """CUDA: address the adapter in each request, under a name, id and path of its own."""
@@ -135,8 +161,14 @@ class VLLMSampler:
             self.adapter_request = None
             return
         check_files(policy.adapter, base_shapes(policy.model, self.config.model.trust_remote_code), f"of {policy.name}")
-        number = self.adapter_ids.setdefault(policy.digest, len(self.adapter_ids) + 1)
-        self.adapter_request = LoRARequest(policy.digest, number, str(policy.adapter))
+        if policy.digest not in self.adapter_ids:
+            self.n_adapters += 1
+            self.adapter_ids[policy.digest] = self.n_adapters
+        number, folder = self.adapter_ids[policy.digest], policy.adapter
+        if self.names:
+            self.renamed = self.renamed or Path(tempfile.mkdtemp(prefix="iterative_ft-renamed-"))
+            folder = renamed_copy(policy.adapter, self.renamed / str(number), self.names)
+        self.adapter_request = LoRARequest(f"{policy.digest}-{number}", number, str(folder))
 
     def reload(self, folder: Path) -> None:
         """CPU: put a checkpoint's weights in place. Weights that are missing from it are an error, not vLLM's warning."""
@@ -145,42 +177,29 @@ class VLLMSampler:
                 self.llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
             except (KeyError, ValueError) as error:
                 raise RunError(f"vLLM refused the checkpoint {folder.name}: {error}") from error
-        for message in captured.messages:
-            if "not loaded" in message:
-                missing = [
-                    n
-                    for n in message.split("{", 1)[-1].rstrip("}").replace("'", "").split(", ")
-                    if not any(d in n for d in DERIVED_WEIGHTS)
-                ]
-                if missing:
-                    raise RunError(
-                        f"vLLM left {len(missing)} weight(s) of the checkpoint unloaded "
-                        f"({', '.join(sorted(missing)[:3])}): nothing was sampled"
-                    )
+        missing = not_loaded(captured.messages)
+        if missing:
+            raise RunError(
+                f"vLLM left {len(missing)} weight(s) of the checkpoint unloaded ({', '.join(missing[:3])}): nothing was sampled"
+            )
 
-    def check(self, policy: Policy) -> Canary:
+    def check(self, policy: Policy) -> None:
         """Compare what is served with what the trainer holds."""
+        expected = self.watch.expected(policy)
+        self.canaries[policy.digest] = self.watch.check(policy, expected, self.token_logs(expected.ids))
+
+    def token_logs(self, ids: list[list[int]]) -> Logs:
+        """Log-probabilities of each text's tokens after the first, nats, as they are served."""
         from vllm import SamplingParams
 
-        prompts = canary.texts(self.codec, self.config.model.chat)
-        greedy = SamplingParams(
-            temperature=0.0, max_tokens=canary.N_TOKENS, logprobs=canary.TOP_K, ignore_eos=True, detokenize=False
-        )
+        scored = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
         self.llm.reset_prefix_cache()
-        outputs = self.llm.generate(
-            [{"prompt_token_ids": ids} for ids in prompts], greedy, use_tqdm=False, lora_request=self.adapter_request
-        )
-        positions = [
-            canary.Position(
-                prompt + list(output.outputs[0].token_ids[:i]), {token: entry.logprob for token, entry in entries.items()}
-            )
-            for prompt, output in zip(prompts, outputs, strict=True)
-            for i, entries in enumerate(output.outputs[0].logprobs)
+        prompts = [{"prompt_token_ids": text} for text in ids]
+        outputs = self.llm.generate(prompts, scored, use_tqdm=False, lora_request=self.adapter_request)
+        return [
+            [entries[token].logprob for token, entries in zip(text[1:], output.prompt_logprobs[1:], strict=True)]
+            for text, output in zip(ids, outputs, strict=True)
         ]
-        reader = Reader(str(policy.model), self.device, self.config.model.trust_remote_code)
-        result = canary.check(policy, positions, self.noise, self.settings.canary_max_share, reader)
-        self.canaries[policy.digest] = result
-        return result
 
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         return self.call([Block(requests, params)])[0]
@@ -255,15 +274,21 @@ class VLLMSampler:
             self.llm.sleep(level=1)
             self.asleep = True
 
-    def wake(self) -> None:
-        if self.asleep:
-            self.llm.wake_up()
-            self.asleep = False
+    def wake(self) -> bool:
+        """Take the device back; whether it had been given away. Adapters are then loaded anew, under other ids."""
+        if not self.asleep:
+            return False
+        self.llm.wake_up()
+        self.asleep = False
+        self.adapter_ids.clear()
+        return True
 
     def close(self) -> None:
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
+        if self.renamed is not None:
+            shutil.rmtree(self.renamed, ignore_errors=True)
 
 
 def prompt_tokens(block: Block) -> int:
@@ -295,31 +320,3 @@ def set_environment(device: str) -> None:
     if device == "cpu":
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
-
-
-RELOAD_LOGGER = "vllm.model_executor.model_loader.reload.inplace"
-
-
-class CapturedWarnings(logging.Handler):
-    """Collects what vLLM's reload warns about while it is active; the rest of vLLM logs errors only."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
-
-    def __enter__(self) -> CapturedWarnings:
-        logger = logging.getLogger(RELOAD_LOGGER)
-        self.level_before, self.propagated = logger.level, logger.propagate
-        logger.setLevel(logging.WARNING)
-        logger.propagate = False
-        logger.addHandler(self)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        logger = logging.getLogger(RELOAD_LOGGER)
-        logger.removeHandler(self)
-        logger.setLevel(self.level_before)
-        logger.propagate = self.propagated

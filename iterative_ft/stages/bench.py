@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 from iterative_ft import fake
 from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.models.codec import Codec, TokenizerCodec
-from iterative_ft.models.forward import Reader
+from iterative_ft.models.forward import Reader, reading_dtype
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling import engine
 from iterative_ft.sampling.interface import Sampler
 from iterative_ft.sampling.transformers import TransformersSampler
 from iterative_ft.sampling.vllm import VLLMSampler
+from iterative_ft.stages.expected import expected_of
 from iterative_ft.stages.model import base_of, model_stage
 from iterative_ft.store import Event, Stage, Store
 
@@ -50,6 +53,7 @@ class Bench:
         self.engine_start_s = 0.0
         self.make_plan, self.beside = plan, beside
         self.plans: dict[str, list[Event]] = {}
+        self.expected: dict[str, Path] = {}  # by policy
 
     def plan(self, policy: str) -> list[Event]:
         """The run's plan as it stood when this policy (its digest) was there first: what it is to write is known then."""
@@ -81,15 +85,24 @@ class Bench:
         sampler = engine.shared_sampler(
             config, self.device, self.model.digest, lambda: SAMPLERS[config.sampler.name](config, self.device, self.codec)
         )
-        sampler.load(self.base)
+        sampler.load(self.known(self.base))
         self.engine_start_s += time.monotonic() - started
         return sampler
+
+    def known(self, policy: Policy) -> Policy:
+        """The policy with what a sampler is to be held against when it serves it."""
+        if self.config.fake or policy.expected is not None:
+            return policy
+        if policy.digest not in self.expected:
+            self.expected[policy.digest] = expected_of(self.store, policy, self.reader)
+        return replace(policy, expected=self.expected[policy.digest])
 
     @property
     def reader(self) -> Reader:
         """The base model for forward passes outside the engine."""
-        return Reader(str(self.base.model), self.device, self.config.model.trust_remote_code)
+        model = self.config.model
+        return Reader(str(self.base.model), self.device, model.trust_remote_code, reading_dtype(self.device, model.dtype))
 
     def free_device(self) -> None:
-        """Have the engine of this process give its device back, before training, judging or a gauge takes it."""
+        """Have the engine of this process give its device back early; what runs on a GPU in a process of its own claims it."""
         engine.sleep()

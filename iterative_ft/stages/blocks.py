@@ -104,7 +104,7 @@ def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, si
     started = time.monotonic()
     sampler = bench.sampler
     loading = time.monotonic()
-    canary = sampler.load(policy)
+    canary = sampler.load(bench.known(policy))
     load_seconds = time.monotonic() - loading
     wanted = {other.key: other for other in [*siblings, *foreseen(bench, policy)]} if sampler.most_together > 0 else {}
     wanted.pop(order.key, None)

@@ -1,7 +1,7 @@
 """Stage `gauge`: numbers about a policy's outputs that need no judge.
 
 Those of the answers' texts are always taken; those that need forward passes are switched on by `gauges` in the config, and
-come from what the trainer holds (base model and adapter in float32), not from the sampler's engine.
+come from what the trainer holds (on a CPU in float32, on a GPU as it was trained), not from the sampler's engine.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def of_policy(bench: Bench, policy: Policy, answers: Completions) -> Stage | Non
         "kl_from_base": flags.kl_from_base,
         "device": bench.device,
         "versions": library_versions("torch", "transformers", "peft"),
+        **({"reads_in": bench.reader.dtype} if bench.device == "cuda" else {}),
     }
 
     def build(out: Path) -> None:

@@ -6,7 +6,6 @@ from iterative_ft.config.calibration import most_seeds
 from iterative_ft.data import files
 from iterative_ft.models.codec import Frame
 from iterative_ft.models.look import Text
-from iterative_ft.sampling import canary
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.completions import cycle_prompts
 from iterative_ft.stages.data import seed_rows
@@ -15,11 +14,9 @@ from iterative_ft.stages.measure import openings
 
 
 def known_texts(bench: Bench) -> list[Text]:
-    """Questions, openings, seeds, the prompts of every cycle, the judge's and the canary's, each with what is to follow it."""
+    """Questions, openings, seeds, the prompts of every cycle, and those of the judge, each with what is to follow it."""
     config = bench.config
-    chat: Frame = "chat" if config.model.chat else "opening"
     found = of_seeds(bench) + of_questions(bench) + of_cycles(bench)
-    found += [Text("a text of the canary", chat, text, max_new_tokens=canary.N_TOKENS) for text in canary.TEXTS]
     if config.judge.name == "probe":
         frame: Frame = "chat" if config.model.chat else "question"
         prompts = negatives_prompts(bench)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.machine.device import n_gpus
 from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models import forward
 from iterative_ft.models.adapters import check_adapter
+from iterative_ft.models.expected import EXPECTED
 from iterative_ft.models.policy import Policy
 from iterative_ft.seeds import derive
 from iterative_ft.stages.bench import Bench
@@ -20,7 +20,7 @@ from iterative_ft.store import Kind, Stage
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, Job
 from iterative_ft.training.job import train as train_job
 
-TRAIN = Kind("train", 2)
+TRAIN = Kind("train", 3)
 # Settings of a method that decide about data or measuring, not about training.
 NOT_TRAINING = {
     "max_new_tokens",
@@ -50,7 +50,6 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
     method = method_settings(bench, cycle)
     # DPO compares with the policy that the cycle starts from, or with the base model.
     reference = base if config.method.name != "dpo" or config.method.reference == "base" else init
-    n_processes = max(1, n_gpus()) if bench.device == "cuda" else 1
     seed = derive(config.seed, "train", cycle)
     inputs = {
         "method": {k: v for k, v in method.items() if k not in NOT_TRAINING},
@@ -62,7 +61,7 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
         "data": data.stage.digest,
         "seed": seed,
         "device": bench.device,
-        "n_processes": n_processes,
+        "n_processes": config.n_processes,
         "versions": {} if config.fake else library_versions("torch", "transformers", "trl", "peft", "accelerate"),
         "fake": config.fake,
     }
@@ -84,7 +83,7 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
             seed=seed,
             out=str(out),
             device=bench.device,
-            n_processes=n_processes,
+            n_processes=config.n_processes,
         )
         return fake.fake_train(job) if config.fake else train_job(job, bench.on_step)
 
@@ -113,7 +112,7 @@ def method_settings(bench: Bench, cycle: int) -> dict[str, Any]:
 
 def policy_of(bench: Bench, stage: Stage, name: str) -> Policy:
     """The policy whose adapter a train stage holds."""
-    return Policy(name, bench.base.model, bench.base.model_digest, stage.path / ADAPTER, stage.digest)
+    return Policy(name, bench.base.model, bench.base.model_digest, stage.path / ADAPTER, stage.digest, stage.path / EXPECTED)
 
 
 def adopt(bench: Bench, folder: Path) -> Trained:

@@ -25,7 +25,7 @@ from iterative_ft.machine.files import LEFTOVERS, clear_unfinished, remove_tree,
 MANIFEST, MARKER = "manifest.json", "iterative_ft_store.json"
 WORK, LOCKS, REFERENCES, TRASH, ASIDE = ".work", ".locks", ".refs", ".trash", ".aside-"
 HOLDS = "stages of iterative_ft"
-KINDS = frozenset("model sample answer data train probe judge replies gauge labelled".split())
+KINDS = frozenset("model expected sample answer data train probe judge replies gauge labelled".split())
 KEY = re.compile(r"[0-9a-f]{20}")
 
 

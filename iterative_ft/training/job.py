@@ -21,6 +21,7 @@ from iterative_ft.machine.libraries import quiet_transformers
 from iterative_ft.machine.process import run_isolated
 from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
+from iterative_ft.models.expected import EXPECTED, Expected, all_finite, expect, write_expected
 from iterative_ft.training.diverged import diverged
 from iterative_ft.training.examples import Example, TextExample, n_tokens
 
@@ -70,7 +71,8 @@ def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) ->
     except RunError:  # it diverged, or its adapter does not fit: nothing of it is worth going on from
         for name in (CHECKPOINTS, ADAPTER):
             shutil.rmtree(Path(job.out, name), ignore_errors=True)
-        Path(job.out, LOG).unlink(missing_ok=True)
+        for name in (LOG, EXPECTED):
+            Path(job.out, name).unlink(missing_ok=True)
         raise
     shutil.rmtree(Path(job.out, CHECKPOINTS), ignore_errors=True)
     return {**result, "train_seconds": round(time.monotonic() - started, 3)}
@@ -138,13 +140,25 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     norm = adapter_norm(adapter_state(trained) if whole is None else whole)
     if not math.isfinite(norm):
         raise diverged(trainer.state.global_step, "the adapter's norm", norm)
+    expected = expected_of(trainer, trained, tokenizer, job["device"])
+    if not all_finite(expected.logs):
+        raise diverged(trainer.state.global_step, "a log-probability", math.nan)
     if trainer.is_world_process_zero():
+        write_expected(out / EXPECTED, expected)
         (out / ADAPTER).mkdir(exist_ok=True)
         trained.save_pretrained(out / ADAPTER, selected_adapters=["default"], state_dict=whole)
         (out / ADAPTER / "README.md").unlink(missing_ok=True)
         result["adapter_norm"] = norm
         make_adapter_portable(out / ADAPTER)
     return result
+
+
+def expected_of(trainer: Any, trained: Any, tokenizer: Any, device: str) -> Expected:
+    """What the trained policy gives to the canary's texts: in float32 on a CPU, which serves it so, else as it was trained."""
+    if trainer.is_fsdp_enabled:  # only the whole knows how to put its parts together
+        return expect(trainer.model.eval(), tokenizer, trained.config)
+    plain = trained.base_model.eval()  # without what the trainer put around it: autocast
+    return expect(plain.float() if device == "cpu" else plain, tokenizer, plain.config)
 
 
 def to_columns(examples: list[Example], method: dict[str, Any]) -> list[dict[str, Any]]:
