@@ -24,7 +24,7 @@ from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.blocks import ANSWER
 from iterative_ft.stages.completions import Completions
 from iterative_ft.stages.judge import JUDGE
-from iterative_ft.stages.measure import Asked, Measured, measure
+from iterative_ft.stages.measure import Asked, Measured, ask, measure
 from iterative_ft.stages.train import TRAIN, Trained, adopt, policy_of
 from iterative_ft.stats.verdict import curve_of, run_verdict
 from iterative_ft.store import Event, Stage, Store
@@ -71,7 +71,8 @@ class Found:
     def measured(self, bench: Bench, log: RunLog | None = None) -> Iterator[tuple[int, Measured, Trained | None]]:
         """Measure base and every cycle whose policy the run finished."""
         config = bench.config
-        yield -1, measure(bench, bench.base, self.asked(bench, -1, bench.base)), None
+        of_base = self.asked(bench, -1, bench.base) or ask(bench, bench.base)
+        yield -1, measure(bench, bench.base, of_base), None
         for cycle in range(config.n_cycles + 1):
             if log is not None:
                 log.begin(cycle)
@@ -83,7 +84,8 @@ class Found:
                     return  # the run ended before
                 stage = self.adapter(bench.store, keys[-1], cycle)
                 trained = Trained(policy_of(bench, stage, f"policy[{cycle}]"), stage, None, {})
-            yield cycle, measure(bench, trained.policy, self.asked(bench, cycle, trained.policy)), trained
+            asked = self.asked(bench, cycle, trained.policy)
+            yield cycle, measure(bench, trained.policy, asked, of_base), trained
 
     def adapter(self, store: Store, key: str, cycle: int) -> Stage:
         """The stage of policy[cycle]."""

@@ -237,18 +237,13 @@ class VLLMSampler:
                 stop_token_ids=block.params.end_ids,
                 stop=block.params.stop,
                 detokenize=bool(block.params.stop),
+                logprobs=block.params.top_logprobs or None,
             )
             for block in blocks
             for request in block.requests
         ]
         outputs = iter(self.llm.generate(prompts, sampling, use_tqdm=False, lora_request=self.adapter_request))
-        return [
-            [
-                completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason, block.params.end_ids)
-                for output in islice(outputs, len(block.requests))
-            ]
-            for block in blocks
-        ]
+        return [[found(output.outputs[0], block.params) for output in islice(outputs, len(block.requests))] for block in blocks]
 
     def sleep(self) -> None:
         if self.device == "cuda" and self.llm is not None and not self.asleep:
@@ -264,6 +259,14 @@ class VLLMSampler:
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
+
+
+def found(output: Any, params: Params) -> Completion:
+    """What vLLM gave for one request."""
+    top = None
+    if params.top_logprobs > 0 and output.logprobs is not None:
+        top = [{int(token): float(entry.logprob) for token, entry in entries.items()} for entries in output.logprobs]
+    return completion(list(output.token_ids), output.finish_reason, params.end_ids, top)
 
 
 def prompt_tokens(block: Block) -> int:
