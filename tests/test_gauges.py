@@ -188,6 +188,24 @@ def test_states_alone_are_those_of_the_whole_pass(tiny_models: dict[str, Path], 
     assert np.abs(alone.answer - sequence_states(reader, None, sequences).answer).max() > 1e-3  # the adapter moves them
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rounded_pass_is_near_the_exact_one_and_leaves_the_model_as_it_was(
+    tiny_models: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    policy, reader = moved(tiny_models[family], tmp_path), Reader(str(tiny_models[family]), "cpu")
+    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14])]
+    exact = token_values(reader, policy.adapter, sequences)
+    rounded = token_values(reader, policy.adapter, sequences, exact=False)
+    for name in ("nll", "entropy"):
+        ours, theirs = (np.concatenate(getattr(found, name)) for found in (rounded, exact))
+        np.testing.assert_allclose(ours, theirs, atol=0.1)
+        assert (ours != theirs).any()
+    apart = np.linalg.norm(rounded.states.answer - exact.states.answer) / np.linalg.norm(exact.states.answer)
+    assert 0 < apart < 0.02
+    again = token_values(reader, policy.adapter, sequences)
+    np.testing.assert_array_equal(np.concatenate(again.entropy), np.concatenate(exact.entropy))
+
+
 TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]
 
 

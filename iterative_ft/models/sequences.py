@@ -41,25 +41,30 @@ class SequenceStates:
     """The mean over what follows the prompt."""
 
 
-def token_values(reader: Reader, adapter: Path | None, sequences: Sequences, kl: bool = False) -> TokenValues:
+def token_values(
+    reader: Reader, adapter: Path | None, sequences: Sequences, kl: bool = False, exact: bool = True
+) -> TokenValues:
     """Read sequences under the policy with `adapter` (None: the base).
 
+    Args:
+        exact: in float32; else the layers' products are rounded to bfloat16, which takes half the time where a processor has
+            them. The output head is never rounded: that alone takes 2 % off an entropy.
     Raises:
         RunError: a value is not finite.
     """
-    found: TokenValues = reader.run(token_values_here, adapter=named(adapter), sequences=sequences, kl=kl)
+    found: TokenValues = reader.run(token_values_here, adapter=named(adapter), sequences=sequences, kl=kl, exact=exact)
     for part in (found.nll, found.entropy, found.kl, [found.states.prompt, found.states.answer]):
         finite(part, owner(adapter))
     return found
 
 
-def sequence_states(reader: Reader, adapter: Path | None, sequences: Sequences) -> SequenceStates:
+def sequence_states(reader: Reader, adapter: Path | None, sequences: Sequences, exact: bool = True) -> SequenceStates:
     """The states alone: no layer behind the middle one is run.
 
     Raises:
         RunError: a value is not finite.
     """
-    found: SequenceStates = reader.run(sequence_states_here, adapter=named(adapter), sequences=sequences)
+    found: SequenceStates = reader.run(sequence_states_here, adapter=named(adapter), sequences=sequences, exact=exact)
     finite([found.prompt, found.answer], owner(adapter))
     return found
 
@@ -73,7 +78,7 @@ def owner(adapter: Path | None) -> str:
 
 
 def token_values_here(
-    model: str, adapter: str | None, sequences: Sequences, kl: bool, device_name: str, trust_remote_code: bool
+    model: str, adapter: str | None, sequences: Sequences, kl: bool, exact: bool, device_name: str, trust_remote_code: bool
 ) -> TokenValues:
     import torch
 
@@ -81,10 +86,11 @@ def token_values_here(
     entropy: list[Any] = [None] * len(sequences)
     divergence: list[Any] = [None] * len(sequences) if kl else []
     states = Collected(len(sequences))
-    with held(model, adapter, device_name, trust_remote_code) as net, torch.no_grad():
+    rounded = torch.autocast(device_name, dtype=torch.bfloat16, enabled=not exact)
+    with held(model, adapter, device_name, trust_remote_code) as net, torch.no_grad(), rounded:
         for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
             read = [sequences[i] for i in batch]
-            with watched(net) as seen:
+            with watched(net) as seen, whole_head(net, device_name):
                 logs = next_token_logs(net, read)
             states.add(batch, read, seen[0])
             other = logs
@@ -102,17 +108,18 @@ def token_values_here(
 
 
 def sequence_states_here(
-    model: str, adapter: str | None, sequences: Sequences, device_name: str, trust_remote_code: bool
+    model: str, adapter: str | None, sequences: Sequences, exact: bool, device_name: str, trust_remote_code: bool
 ) -> SequenceStates:
     import torch
 
     states = Collected(len(sequences))
-    with held(model, adapter, device_name, trust_remote_code) as net, torch.no_grad():
+    rounded = torch.autocast(device_name, dtype=torch.bfloat16, enabled=not exact)
+    with held(model, adapter, device_name, trust_remote_code) as net, torch.no_grad(), rounded:
         for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
             read = [sequences[i] for i in batch]
             ids, mask = padded(net, read)
             with watched(net, enough=True) as seen, suppress(Enough):
-                net(input_ids=ids, attention_mask=mask)
+                net(input_ids=ids, attention_mask=mask, use_cache=False)
             states.add(batch, read, seen[0])
     return states.whole()
 
@@ -145,6 +152,25 @@ def watched(net: Any, enough: bool = False) -> Iterator[list[Any]]:
         handle.remove()
 
 
+@contextmanager
+def whole_head(net: Any, device_name: str) -> Iterator[None]:
+    """Have the output head computed in the precision of its weights, whatever is rounded around it."""
+    import torch
+
+    head = net.get_output_embeddings()
+    own = head.forward
+
+    def forward(states: Any) -> Any:
+        with torch.autocast(device_name, enabled=False):
+            return own(states.to(head.weight.dtype))
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
 class Collected:
     """States of sequences, gathered batch by batch."""
 
@@ -171,9 +197,11 @@ def next_token_logs(net: Any, sequences: Sequences) -> list[Any]:
     import torch
 
     ids, mask = padded(net, sequences)
-    logits = net(input_ids=ids, attention_mask=mask).logits
-    spans = [(len(prompt) - 1, len(prompt) + len(rest) - 1) for prompt, rest in sequences]
-    return [torch.log_softmax(logits[row, start:end].float(), -1) for row, (start, end) in enumerate(spans)]
+    # The output head is run from where the first answer of the batch starts: a vocabulary's worth of numbers a token is much.
+    start = min(len(prompt) for prompt, _ in sequences) - 1
+    logits = net(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - start).logits
+    spans = [(len(prompt) - 1 - start, len(prompt) + len(rest) - 1 - start) for prompt, rest in sequences]
+    return [torch.log_softmax(logits[row, first:last].float(), -1) for row, (first, last) in enumerate(spans)]
 
 
 def padded(net: Any, sequences: Sequences) -> tuple[Any, Any]:

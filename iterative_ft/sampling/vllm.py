@@ -208,7 +208,10 @@ class VLLMSampler:
 
     def same_alone(self, blocks: list[Block], done: list[list[Completion]]) -> bool:
         """Whether the first request of each block begins as it did in the large call when it is sampled in a small one."""
-        short = [Block(block.requests[:1], replace(block.params, max_new_tokens=PROOF_TOKENS)) for block in blocks]
+        lengths = [min(PROOF_TOKENS, block.params.max_new_tokens) for block in blocks]
+        short = [
+            Block(block.requests[:1], replace(block.params, max_new_tokens=n)) for block, n in zip(blocks, lengths, strict=True)
+        ]
         alone = self.call(short)
         return all(
             mine[0].ids[:PROOF_TOKENS] == theirs[0].ids[: len(mine[0].ids)] for mine, theirs in zip(alone, done, strict=True)

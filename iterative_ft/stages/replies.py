@@ -19,7 +19,7 @@ from iterative_ft.store import Kind, Purpose, Stage, stage_key
 from iterative_ft.store.ahead import claimed, put
 
 REPLY = Kind("replies", 1)
-TOGETHER = 8  # requests of an engine's block: a judge's prompts are long, and a compiled engine takes few at a time
+TOGETHER = 8  # requests of a block on a CPU: a judge's prompts are long, and a compiled engine takes few tokens at a time
 
 
 def replies(
@@ -122,7 +122,8 @@ def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, 
         ids = [[*prompts[q.answer], *codec.answer(q.started)[:-1]] if q.started else prompts[q.answer] for q in questions]
         fits = [number for number, one in enumerate(ids) if len(one) + params.max_new_tokens <= room or bench.config.fake]
         requests = [Request(ids[number], seed=0) for number in fits]
-        blocks = [Block(requests[at : at + TOGETHER], params) for at in range(0, len(requests), TOGETHER)]
+        together = TOGETHER if judging.device == "cpu" else max(1, len(requests))
+        blocks = [Block(requests[at : at + together], params) for at in range(0, len(requests), together)]
         written = [completion for sampled in sampler.sample_blocks(blocks) for completion in sampled.completions]
         found = [engine.refused("too_long", *who)] * len(ids)
         for number, completion in zip(fits, written, strict=True):
