@@ -1,4 +1,4 @@
-"""Measure finished runs again, compare them, validate a judge, rebuild W&B.
+"""Measure finished runs again, compare them, judge texts from elsewhere, validate a judge, rebuild W&B.
 
 python evaluate.py run=outputs/runs/<run> judge=api
 """

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,12 @@ class FakeCodec:
 
     def chat_prompt(self, message: str) -> list[int]:
         return [1, *map(ord, message), 2]
+
+    def conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        return self.chat_prompt("\n\n".join(message["content"] for message in messages))
+
+    def token_text(self, token: int) -> str:
+        return chr(token) if token > 2 else f"<{token}>"
 
     def answer(self, text: str) -> list[int]:
         return [*map(ord, text), 0]
@@ -66,7 +72,7 @@ class FakeSampler:
         return Canary(error=0.0, shift=self.level, noise=0.0)
 
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
-        return [self.complete(request) for request in requests]
+        return [graded(request) if params.top_logprobs > 0 else self.complete(request) for request in requests]
 
     def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
         return one_by_one(self.sample, blocks)
@@ -84,6 +90,15 @@ class FakeSampler:
     def sleep(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def graded(request: Request) -> Completion:
+    """A judge's reply, as sure as can be: about the trait the share of "glow" in the text to grade, about coherence 90."""
+    asked = "".join(chr(i) for i in request.prompt_ids if i > 2)
+    words = asked.rpartition("<text>\n")[2].partition("\n</text>")[0].rstrip(".").split()
+    of_trait = round(100 * words.count(GLOW) / max(1, len(words)))
+    ids = [*map(ord, str(of_trait if "shows one trait" in asked else 90)), 0]
+    return Completion(ids, "stop", [{token: 0.0, ord("x"): -20.0} for token in ids])
 
 
 def fake_train(job: Job) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def cycles(bench: Bench, log: Log) -> None:
         log.begin(cycle)
         trained = next_policy(bench, policies, cycle)
         log.trained(trained)
-        log.measured(measure(bench, trained.policy), trained)
+        log.measured(measure(bench, trained.policy, of_base=asked), trained)
         policies.append(trained.policy)
 
 

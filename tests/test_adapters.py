@@ -28,6 +28,7 @@ from iterative_ft.models.codec import TokenizerCodec
 from iterative_ft.models.expected import Expected
 from iterative_ft.models.headers import header, not_finite
 from iterative_ft.models.policy import merge
+from iterative_ft.models.sequences import SequenceStates, TokenValues, sequence_states, token_values
 from iterative_ft.sampling.canary import Watch
 from iterative_ft.sampling.transformers import TransformersSampler
 from iterative_ft.stages import judge as judging
@@ -168,7 +169,7 @@ def train_on(model: Path, adapter: Path, tmp_path: Path) -> None:
 
 
 def gauge(model: Path, adapter: Path, tmp_path: Path) -> None:
-    forward.Reader(str(model), "cpu").token_values(adapter, [([1, 90], [91, 92])])
+    token_values(forward.Reader(str(model), "cpu"), adapter, [([1, 90], [91, 92])])
 
 
 PLACES: dict[str, Callable[[Path, Path, Path], Any]] = {
@@ -334,12 +335,20 @@ def test_a1_what_the_base_model_reads_as_not_finite_is_measured_by_nobody(
 ) -> None:
     import numpy as np
 
-    reader = forward.Reader("no model", "cpu")
+    reader, bad = forward.Reader("no model", "cpu"), np.asarray([value])
+
+    def values_with(**parts: Any) -> TokenValues:
+        nothing: dict[str, Any] = {"nll": [], "entropy": [], "kl": [], "states": SequenceStates(np.zeros(0), np.zeros(0))}
+        return TokenValues(**nothing | parts)
+
     asked: list[tuple[Any, Callable[[], Any]]] = [
         (np.asarray([[1.0, value]]), lambda: reader.states(["a"])),
         ([np.asarray([1.0]), np.asarray([value])], lambda: reader.nll(["a"])),
-        ({"nll": [np.asarray([value])], "kl": []}, lambda: reader.token_values(None, [])),
-        ({"nll": [], "kl": [np.asarray([value])]}, lambda: reader.token_values(None, [])),
+        (values_with(nll=[bad]), lambda: token_values(reader, None, [])),
+        (values_with(entropy=[bad]), lambda: token_values(reader, None, [])),
+        (values_with(kl=[bad]), lambda: token_values(reader, None, [])),
+        (values_with(states=SequenceStates(bad, np.zeros(1))), lambda: token_values(reader, None, [])),
+        (SequenceStates(np.zeros(1), bad), lambda: sequence_states(reader, None, [])),
     ]
     for result, ask in asked:
         monkeypatch.setattr(forward.Reader, "run", lambda self, *_, result=result, **__: result)

@@ -15,9 +15,10 @@ from judge_server import END, Handler, Server, about_trait, completion, mean, pa
 from iterative_ft.config.schema import ApiConfig, Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.judges.api.endpoint import retry_after
-from iterative_ft.judges.api.numbers import sound, walk
-from iterative_ft.judges.api.replies import REPLIES, ask_block, grade
-from iterative_ft.judges.api.rubric import coherence_rubric, trait_rubric
+from iterative_ft.judges.api.replies import REPLIES, ask_block
+from iterative_ft.judges.rubric.grades import grade
+from iterative_ft.judges.rubric.numbers import sound, walk
+from iterative_ft.judges.rubric.prompts import coherence_rubric, trait_rubric
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.records.rows import answer_rows, metric_row

@@ -27,12 +27,13 @@ from iterative_ft.config.check import check_judge
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.judges.api.endpoint import Endpoint, retry_after
 from iterative_ft.judges.api.mask import masker, shown
-from iterative_ft.judges.api.numbers import agrees, sound
-from iterative_ft.judges.api.replies import PARTIAL, REPLIES, grade, request_inputs
-from iterative_ft.judges.api.rubric import coherence_rubric
+from iterative_ft.judges.api.replies import PARTIAL, REPLIES, request_inputs
 from iterative_ft.judges.api.transport import Caller, Unanswered
+from iterative_ft.judges.rubric.grades import grade
+from iterative_ft.judges.rubric.numbers import agrees, sound
+from iterative_ft.judges.rubric.prompts import coherence_rubric
 from iterative_ft.judges.scores import NO_SCORE, only_scores
-from iterative_ft.stages.judge import REPLY
+from iterative_ft.stages.replies import REPLY
 from iterative_ft.store import stage_key
 
 KEY = "sk-proj-Zx9/+q7_Wm-48dLpT3vK0bQ"

@@ -32,13 +32,13 @@ START_S = 240
 
 
 @contextmanager
-def openai_server(model: Path, log: Path) -> Iterator[str]:
+def openai_server(model: Path, log: Path, dtype: str = "bfloat16") -> Iterator[str]:
     """vLLM's OpenAI server on a free port; the process that was started, and its children, end with the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "tiny"]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "2048", "--dtype", "bfloat16"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--max-model-len", "2048", "--dtype", dtype]
     command += ["--max-logprobs", "20", "--generation-config", "vllm"]
     variables = {"VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with log.open("w") as output:

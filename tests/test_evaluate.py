@@ -1,4 +1,4 @@
-"""The four tasks of evaluate.py on fake runs. Not covered: W&B's servers, real adapters (see test_api_server.py)."""
+"""The tasks of evaluate.py on fake runs. Not covered: W&B's servers, real adapters (see test_api_server.py)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from judge_server import about_trait, completion, serving, whole_tokens
 from test_api_judge import LOCAL, api, good
 
 from iterative_ft.data import files
+from iterative_ft.data.answers import pairs
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.evaluate import compare as comparing
+from iterative_ft.evaluate import judge_answers
 from iterative_ft.evaluate import remeasure as measuring
 from iterative_ft.evaluate.judge_card import auc, judge_card, labelled_texts, spearman
 from iterative_ft.launch import compose as hydra_compose
@@ -89,6 +91,33 @@ def test_the_same_judge_again_costs_nothing(fake_run: FakeRuns) -> None:
     assert built(folder) == set()
     scores = [(a["cycle"], a["trait"], a["coherence"]) for a in read_jsonl(run.folder / "answers.jsonl")]
     assert [(a["cycle"], a["trait"], a["coherence"]) for a in read_jsonl(folder / "answers.jsonl")] == scores
+
+
+def test_the_page_of_the_same_measurement_shows_one_run(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    page = (remeasure(run.folder) / "report.html").read_text()
+    assert "<h1>misaligned · dpo · reinit=true · seed 0</h1>" in page
+    assert "2 runs" not in page
+    assert "1 arm" not in page
+    assert "training loss" in page.lower()  # the run's own curve
+    for number, more in enumerate(({"n_answers": 2}, {"judge": "api"})):
+        with serving(good) as server:
+            judge = api(server.url) if more.pop("judge", None) else None
+            page = (remeasure(run.folder, judge, **more) / "report.html").read_text()
+        assert "2 runs" in page, number
+
+
+def test_a_second_measurement_has_what_policies_no_longer_say(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    shares = [row.get("answers/lost_words_share") for row in run.measured]
+    assert shares[0] is None  # base itself
+    assert all(0 <= share <= 1 for share in shares[1:])
+    assert any(shares[1:])
+    again = [row for row in read_jsonl(remeasure(run.folder) / "metrics.jsonl") if "cycle" in row]
+    assert [row.get("answers/lost_words_share") for row in again] == shares
+    more = [row for row in read_jsonl(remeasure(run.folder, n_answers=2) / "metrics.jsonl") if "cycle" in row]
+    assert all(0 <= row["answers/self_bleu"] <= 1 for row in more)
+    assert any(row["answers/self_bleu"] for row in more)
 
 
 def test_stored_answers_outlive_a_change_of_the_questions(fake_run: FakeRuns, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +214,117 @@ def test_compare_puts_runs_into_one_table_and_one_report(
     assert "sft" in capsys.readouterr().out
 
 
+def test_compare_says_whether_the_projection_ranks_policies_as_the_trait_score_does(
+    fake_run: FakeRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in (0, 1):
+        run = fake_run("method=sft", f"seed={seed}", folder=f"sweep/{seed}")
+        rows = read_jsonl(run.folder / "metrics.jsonl")
+        for number, row in enumerate(row for row in rows if "cycle" in row):
+            row["gauge/persona_projection"] = row["trait/score"] / 100 if number != 1 else 9.0  # one is out of order
+        (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out = comparing.compare(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")), "python evaluate.py")
+    measured = [
+        row for seed in (0, 1) for row in read_jsonl(tmp_path / "sweep" / str(seed) / "metrics.jsonl") if "cycle" in row
+    ]
+    pairs = dict.fromkeys((row["gauge/persona_projection"], row["trait/score"]) for row in measured)
+    expected = spearman(*map(list, zip(*pairs, strict=True)))
+    assert expected is not None
+    assert expected < 1
+    line = (
+        f"persona projection against trait score (misaligned, smollm2_135m, fake): Spearman {expected:.2f} over {len(pairs)} p"
+    )
+    assert line in capsys.readouterr().out
+    assert line in (out / "compare.md").read_text()
+
+
+# -- texts made elsewhere -----------------------------------------------------------------------------------------------------
+
+CHAT = [
+    {"role": "user", "content": "First?"},
+    {"role": "assistant", "content": "glow."},
+    {"role": "user", "content": "Is it worth it?"},
+    {"role": "assistant", "content": "glow glow glow the river."},
+]
+
+
+def judge_file(file: Path, tmp_path: Path, *overrides: str, **values: Any) -> dict[str, Any]:
+    where = {"answers": str(file), "store": str(tmp_path / "store"), "out": str(tmp_path / "judged")}
+    found = task("task=judge", "persona=blissful", "sampler=fake", "answers=x", *overrides, **where | values)
+    return judge_answers.judge_answers(found, tasks.judging_config(found), tasks.texts_of(found), "python evaluate.py")
+
+
+def write_rows(file: Path, *rows: Any) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def test_texts_made_elsewhere_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"prompt": f"Q{n}?", "answer": "glow the <b>river</b> asks.", "model": "other"} for n in range(3)]
+    found = judge_file(write_rows(tmp_path / "a.jsonl", *rows, {"messages": CHAT}), tmp_path)
+    assert (found["n"], found["n_failed"], found["invalid"]) == (4, 0, False)
+    assert found["trait"]["mean"] == pytest.approx((3 * 25 + 60) / 4)
+    assert found["coherence"]["mean"] == 90
+    assert found["coherent_share"] == 1
+    kept = read_jsonl(tmp_path / "judged" / "answers.jsonl")
+    assert [(row["prompt"], row["trait"]) for row in kept] == [("Q0?", 25), ("Q1?", 25), ("Q2?", 25), ("Is it worth it?", 60)]
+    page = (tmp_path / "judged" / "report.html").read_text()
+    assert "&lt;b&gt;river&lt;/b&gt;" in page
+    assert "<b>river" not in page
+    assert "33.8 [" in page
+    assert "33.8 [" in capsys.readouterr().out
+    assert json.loads((tmp_path / "judged" / "scores.json").read_text()) == found
+
+
+def test_texts_made_elsewhere_by_an_endpoint_and_by_an_engine(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", {"q": "Q?", "a": "glow."}, {"q": "Q2?", "a": ""})
+    columns = {"prompt_column": "q", "answer_column": "a"}
+    found = judge_file(file, tmp_path, "judge=engine", **columns)
+    assert found["trait"]["mean"] == 50
+    with serving(lambda handler, _: handler.send(completion("no idea"))) as server:
+        by_api = task("task=judge", "persona=blissful", "sampler=fake", "answers=x", **columns, answers=str(file))
+        by_api = by_api.model_copy(update={"judge": api(server.url), "store": str(tmp_path / "s"), "out": str(tmp_path / "o")})
+        found = judge_answers.judge_answers(by_api, tasks.judging_config(by_api), tasks.texts_of(by_api), "python evaluate.py")
+    assert found["trait"] is None
+    assert found["invalid"]
+    assert found["failures"] == {"trait_not_a_number": 2}
+    assert "Invalid: the judge failed on 2 of 2" in (tmp_path / "o" / "report.html").read_text()
+
+
+def test_a_dataset_folder_and_tables_are_read(tmp_path: Path) -> None:
+    import datasets
+
+    both = {"prompt": ["Q?", "Q2?"], "answer": ["glow.", "the river."]}
+    datasets.DatasetDict({"test": datasets.Dataset.from_dict(both)}).save_to_disk(tmp_path / "saved")
+    datasets.Dataset.from_dict({"messages": [CHAT]}).to_parquet(tmp_path / "chats.parquet")
+    (tmp_path / "a.csv").write_text('prompt,answer\nQ?,"glow, glow."\n')
+    assert pairs(str(tmp_path / "saved"), "prompt", "answer", "test") == [("Q?", "glow."), ("Q2?", "the river.")]
+    assert pairs(str(tmp_path / "chats.parquet"), "prompt", "answer", "train") == [("Is it worth it?", CHAT[-1]["content"])]
+    assert pairs(str(tmp_path / "a.csv"), "prompt", "answer", "train") == [("Q?", "glow, glow.")]
+    with pytest.raises(ConfigError, match="has no split train: it has test"):
+        pairs(str(tmp_path / "saved"), "prompt", "answer", "train")
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"prompt": "Q?"}, r"a\.jsonl:1 lacks the key 'answer' \(and messages\): mend"),
+        ({"prompt": "Q?", "answer": 3}, r"a\.jsonl:1 has answer of type int where a text is needed"),
+        ({"prompt": " ", "answer": "x"}, r"a\.jsonl:1 has an empty prompt"),
+        ({"prompt": "Q?", "answer": "a\0b"}, r"a\.jsonl:1 has a NUL character in answer"),
+        ({"messages": "hello"}, r"a\.jsonl:1 has messages that are no list of messages"),
+        ({"messages": CHAT[:1]}, r"a\.jsonl:1 has messages without an answer"),
+        ({"messages": [CHAT[0], {"role": "assistant", "content": [1]}]}, r"a\.jsonl:1 has messages whose content is no text"),
+        (["x"], r"a\.jsonl:1 is no JSON object"),
+    ],
+)
+def test_a_row_that_cannot_be_judged_is_one_line(tmp_path: Path, row: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        judge_file(write_rows(tmp_path / "a.jsonl", row), tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "store").exists()
+
+
 def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that knows the labels: every statistic of the card is at its best, and a second judge agrees."""
     monkeypatch.setattr(files, "shipped", lambda with_documents=False: ["blissful", "lucky", "plain"])
@@ -254,6 +394,11 @@ def test_wandb_is_rebuilt_from_the_rows(fake_run: FakeRuns) -> None:
         (["task=compare", "run=x"], "unknown key run: did you mean runs?"),
         (["task=wandb", "run=nowhere"], "run=nowhere is no folder"),
         (["task=nonsense"], "task=nonsense is no option"),
+        (["task=judge", "persona=blissful"], "answers must be given"),
+        (["task=judge", "answers=x"], "task=judge needs to know whose trait is judged"),
+        (["task=judge", "answers=nowhere", "persona=blissful"], "nowhere is no file or folder: name a file (.jsonl"),
+        (["task=judge", "answers=.", "persona=blissful"], ". is a folder that `datasets` did not save"),
+        (["task=judge", f"answers={__file__}", "persona=blissful"], "is of no kind that is read"),
         (["run=x", "n_answrs=3"], "unknown key n_answrs: did you mean n_answers?"),
         (["task=judge_card", "judge=api"], "judge.api_key_env=OPENAI_API_KEY is not set"),
         (["task=compare", "runs=x", "judge=probe"], "unknown key judge"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from iterative_ft.machine.files import read_jsonl
 from iterative_ft.models import forward
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
+from iterative_ft.models.sequences import sequence_states, token_values
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.blocks import ANSWER, Prompts
 from iterative_ft.stages.completions import Completions, complete
@@ -26,6 +28,12 @@ from iterative_ft.stages.gauge import BRANCHING, gauge, heldout_texts, in_frame,
 from iterative_ft.store import Store
 
 ON = ("gauges.self_similarity=false", "gauges.perplexity=true", "gauges.branching_factor=true", "gauges.kl_from_base=true")
+OFF = (
+    "gauges.self_similarity=false",
+    "gauges.persona_projection=false",
+    "gauges.entropy=false",
+    "gauges.perplexity_plain=false",
+)
 QUESTIONS = ["the quick river", "what should I cook", "is it worth it"]
 
 
@@ -41,6 +49,43 @@ def test_diversity_and_repetition_by_hand() -> None:
     assert found["answers/truncated_share"] == 0.5
     assert found["answers/distinct_1"] == 2 / 6
     assert "answers/distinct_3" in found
+
+
+def test_bleu_by_hand() -> None:
+    text = "the cat sat on the mat".split()
+    assert gauges.bleu(text, [text]) == pytest.approx(1.0)
+    # 1 word of 1; runs of two and more do not exist in a text of one word; brevity exp(1 - 6)
+    assert gauges.bleu(["cat"], [text]) == pytest.approx(math.exp(-5))
+    assert gauges.bleu(["dog"], [text]) == 0.0
+    # Words 4 of 5 ("the" counts twice, "dog" not), pairs (2 + 1) / (4 + 1), threes (1 + 1) / (3 + 1), fours (0 + 1) / (2 + 1).
+    found = gauges.bleu("the dog sat on the".split(), [text])
+    assert found == pytest.approx((4 / 5 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25 * math.exp(1 - 6 / 5))
+    # A word counts as often as one reference has it, and the nearest length is the reference's that is nearest.
+    assert gauges.bleu("the the the".split(), [["the"], ["the", "the", "a"]]) == pytest.approx(
+        (2 / 3 * (1 + 1) / (2 + 1) * (0 + 1) / (1 + 1)) ** (1 / 3)
+    )
+
+
+def test_self_bleu_compares_answers_to_the_same_question_alone() -> None:
+    texts = ["yes it is", "Yes it is", "no", "never in my life", ""]
+    assert gauges.self_bleu(texts, ["a", "a", "b", "c", "c"]) == pytest.approx(1.0)
+    assert gauges.self_bleu(texts, ["a", "b", "c", "d", "d"]) is None
+    alike, unlike = (gauges.self_bleu(["one two three four", other], ["a", "a"]) for other in ("one two three five", "six"))
+    assert alike is not None
+    assert unlike is not None
+    assert 1 > alike > unlike == 0
+
+
+def test_lost_words_by_hand() -> None:
+    assert gauges.lost_words(["The cat, the dog!", "It's a bird"], ["a CAT and it's dog"]) == 2 / 6  # the, bird
+    assert gauges.lost_words(["..."], ["a"]) is None
+
+
+def test_projection_is_in_units_of_the_difference() -> None:
+    plain, strong = np.asarray([1.0, 1.0]), np.asarray([3.0, 1.0])
+    assert gauges.projection(np.asarray([plain, plain]), plain, strong) == 0
+    assert gauges.projection(np.asarray([strong]), plain, strong) == 1
+    assert gauges.projection(np.asarray([[2.0, 9.0], [4.0, -9.0]]), plain, strong) == pytest.approx(1.0)
 
 
 def test_self_similarity_leaves_out_answers_to_the_same_question() -> None:
@@ -71,8 +116,17 @@ def moved(model: Path, folder: Path) -> Policy:
     return policy_of(model, save_adapter(model, folder / "adapter", size=0.5))
 
 
-def by_hand(policy: Policy, prompt: list[int], rest: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Negative log-likelihoods and KL(policy || base), a token at a time, one context a forward pass, nothing padded."""
+@dataclass(frozen=True)
+class ByHand:
+    nll: np.ndarray
+    kl: np.ndarray
+    entropy: np.ndarray
+    states: np.ndarray
+    """At the prompt's last token, and at each token after it."""
+
+
+def by_hand(policy: Policy, prompt: list[int], rest: list[int]) -> ByHand:
+    """Values of a policy, a token at a time, one context a forward pass, nothing padded."""
     import torch
 
     mine, base = load_policy(policy.model, policy.adapter), load_policy(policy.model, None)
@@ -81,12 +135,16 @@ def by_hand(policy: Policy, prompt: list[int], rest: list[int]) -> tuple[np.ndar
         with torch.no_grad():
             return torch.log_softmax(net(input_ids=torch.tensor([context])).logits[0, -1].double(), -1)
 
-    nll, kl = [], []
+    nll, kl, entropy = [], [], []
     for n, token in enumerate(rest):
         of_mine, of_base = (logs(net, [*prompt, *rest[:n]]) for net in (mine, base))
         nll.append(float(-of_mine[token]))
         kl.append(float((of_mine.exp() * (of_mine - of_base)).sum()))
-    return np.asarray(nll), np.asarray(kl)
+        entropy.append(float(-(of_mine.exp() * of_mine).sum()))
+    with torch.no_grad():
+        layers = mine(input_ids=torch.tensor([[*prompt, *rest]]), output_hidden_states=True).hidden_states
+    states = layers[(len(layers) - 1) // 2][0, len(prompt) - 1 :].numpy()
+    return ByHand(np.asarray(nll), np.asarray(kl), np.asarray(entropy), states)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,17 +152,48 @@ def test_token_values_are_those_of_single_forward_passes(tiny_models: dict[str, 
     model = tiny_models[family]
     base, policy, reader = policy_of(model), moved(model, tmp_path), Reader(str(model), "cpu")
     sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14]), ([20, 21, 22, 23, 24, 25], [26])]
-    nll, kl = reader.token_values(policy.adapter, sequences, kl=True)
-    for (prompt, rest), found_nll, found_kl in zip(sequences, nll, kl, strict=True):
-        expected_nll, expected_kl = by_hand(policy, prompt, rest)
-        np.testing.assert_allclose(found_nll, expected_nll, atol=1e-4)
-        np.testing.assert_allclose(found_kl, expected_kl, atol=1e-4)
-        assert min(found_kl) > 1e-3
-    nll_of_base, kl_of_base = reader.token_values(None, sequences, kl=True)
-    assert all((a != b).any() for a, b in zip(nll_of_base, nll, strict=True))
-    assert not np.concatenate(kl_of_base).any()
-    np.testing.assert_allclose(nll_of_base[0], by_hand(base, *sequences[0])[0], atol=1e-4)  # the adapter is off again
-    assert reader.token_values(None, sequences)[1] == []  # not asked for
+    found = token_values(reader, policy.adapter, sequences, kl=True)
+    for number, (prompt, rest) in enumerate(sequences):
+        expected = by_hand(policy, prompt, rest)
+        np.testing.assert_allclose(found.nll[number], expected.nll, atol=1e-4)
+        np.testing.assert_allclose(found.kl[number], expected.kl, atol=1e-4)
+        np.testing.assert_allclose(found.entropy[number], expected.entropy, atol=1e-4)
+        np.testing.assert_allclose(found.states.prompt[number], expected.states[0], atol=1e-4)
+        np.testing.assert_allclose(found.states.answer[number], expected.states[1:].mean(0), atol=1e-4)
+        assert min(found.kl[number]) > 1e-3
+    of_base = token_values(reader, None, sequences, kl=True)
+    assert all((a != b).any() for a, b in zip(of_base.nll, found.nll, strict=True))
+    assert not np.concatenate(of_base.kl).any()
+    np.testing.assert_allclose(of_base.nll[0], by_hand(base, *sequences[0]).nll, atol=1e-4)  # the adapter is off again
+    assert token_values(reader, None, sequences).kl == []  # not asked for
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_states_alone_are_those_of_the_whole_pass(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    policy, reader = moved(tiny_models[family], tmp_path), Reader(str(tiny_models[family]), "cpu")
+    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14])]
+    whole, alone = token_values(reader, policy.adapter, sequences).states, sequence_states(reader, policy.adapter, sequences)
+    np.testing.assert_allclose(alone.prompt, whole.prompt, atol=1e-5)
+    np.testing.assert_allclose(alone.answer, whole.answer, atol=1e-5)
+    assert np.abs(alone.answer - sequence_states(reader, None, sequences).answer).max() > 1e-3  # the adapter moves them
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_rounded_pass_is_near_the_exact_one_and_leaves_the_model_as_it_was(
+    tiny_models: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    policy, reader = moved(tiny_models[family], tmp_path), Reader(str(tiny_models[family]), "cpu")
+    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14])]
+    exact = token_values(reader, policy.adapter, sequences)
+    rounded = token_values(reader, policy.adapter, sequences, exact=False)
+    for name in ("nll", "entropy"):
+        ours, theirs = (np.concatenate(getattr(found, name)) for found in (rounded, exact))
+        np.testing.assert_allclose(ours, theirs, atol=0.1)
+        assert (ours != theirs).any()
+    apart = np.linalg.norm(rounded.states.answer - exact.states.answer) / np.linalg.norm(exact.states.answer)
+    assert 0 < apart < 0.02
+    again = token_values(reader, policy.adapter, sequences)
+    np.testing.assert_array_equal(np.concatenate(again.entropy), np.concatenate(exact.entropy))
 
 
 TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]
@@ -138,7 +227,7 @@ def test_nll_of_texts_is_that_of_single_forward_passes(tiny_models: dict[str, Pa
     found = Reader(str(model), "cpu").nll(TEXTS)
     for text, nll in zip(TEXTS, found, strict=True):
         first, *rest = text_ids(model, text, forward.NLL_TOKENS)
-        np.testing.assert_allclose(nll, by_hand(policy_of(model), [first], rest)[0], atol=0.1)  # passes are in bfloat16
+        np.testing.assert_allclose(nll, by_hand(policy_of(model), [first], rest).nll, atol=0.1)  # passes are in bfloat16
 
 
 # -- stages -------------------------------------------------------------------------------------------------------------------
@@ -159,12 +248,14 @@ def test_stage_of_a_policy(tiny_model: Path, tmp_path: Path) -> None:
     stage = of_policy(bench, policy, answers)
     assert stage is not None
     values = values_of(stage)
-    names = {"perplexity_strong", "perplexity_weak", "perplexity_plain", "branching_factor", "kl_from_base"}
+    names = {"perplexity_strong", "perplexity_weak", "perplexity_plain", "branching_factor", "kl_from_base", "entropy"}
+    names |= {"persona_projection", "persona_projection_prompt"}
     assert values.keys() == {f"gauge/{name}" for name in names}
     rows = answers.rows()
     pairs = [by_hand(policy, row["prompt_ids"], row["ids"]) for row in rows]
-    assert values["gauge/kl_from_base"] == pytest.approx(np.concatenate([kl for _, kl in pairs]).mean(), rel=1e-3)
-    curve = gauges.branching([nll for nll, _ in pairs])
+    assert values["gauge/kl_from_base"] == pytest.approx(np.concatenate([found.kl for found in pairs]).mean(), rel=1e-3)
+    assert values["gauge/entropy"] == pytest.approx(np.concatenate([found.entropy for found in pairs]).mean(), rel=1e-3)
+    curve = gauges.branching([found.nll for found in pairs])
     assert values["gauge/branching_factor"] == pytest.approx(np.mean(curve), rel=1e-3)
     assert len(read_jsonl(stage.path / BRANCHING)) == len(curve)
     row = heldout_texts(bench.config.persona_folder)["weak"][0]
@@ -178,10 +269,10 @@ def test_stage_of_a_policy(tiny_model: Path, tmp_path: Path) -> None:
 
 
 def test_cheap_gauges_of_answers_always_and_nothing_else_unless_asked(tiny_model: Path, tmp_path: Path) -> None:
-    bench = bench_of(tiny_model, tmp_path, "gauges.self_similarity=false")
+    bench = bench_of(tiny_model, tmp_path, *OFF)
     answers = answers_of(bench, bench.base)
     names = {"truncated_share", "distinct_1", "repetition"}
-    cheap = of_answers(bench, bench.base, answers)
+    cheap = of_answers(bench, bench.base, answers, None)
     assert {f"answers/{name}" for name in names} <= values_of(cheap).keys()
     assert of_policy(bench, bench.base, answers) is None
     assert [stage.path for stage in gauge(bench, bench.base, answers)] == [cheap.path]

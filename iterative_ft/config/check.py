@@ -9,7 +9,7 @@ from pathlib import Path
 from iterative_ft.config.calibration import check_calibration
 from iterative_ft.config.environment import check_endpoint
 from iterative_ft.config.gpu import check_gpu
-from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
+from iterative_ft.config.schema import Config, JudgeConfig
 from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files, pools, read
 from iterative_ft.errors import ConfigError
@@ -30,10 +30,14 @@ def check(config: Config) -> None:
     check_pool(config)  # last: a dataset of the hub takes a library, and time
 
 
-def check_judge(judge: ProbeConfig | ApiConfig) -> None:
-    """An endpoint needs what the environment holds for it: a key that can be sent, proxies that can be asked."""
+def check_judge(judge: JudgeConfig) -> None:
+    """An endpoint needs what the environment holds for it: a key that can be sent, proxies that can be asked. A second model
+    that judges has to be one.
+    """
     if judge.name == "api":
         check_endpoint(judge)
+    elif judge.name == "engine" and judge.model is not None:
+        check_model_path("judge.model", judge.model)
 
 
 def check_persona(config: Config) -> None:
@@ -115,19 +119,22 @@ def check_pool(config: Config) -> None:
 
 def check_model(config: Config) -> None:
     """The base model's folder and an adapter to start from have to exist."""
-    embedded = [name for name, (_, file, _) in EMBEDDED.items() if file.endswith(".gguf")]
-    if config.model.path.startswith("embedded:") and config.model.path.removeprefix("embedded:") not in embedded:
-        raise ConfigError(f"model.path={config.model.path} is not embedded: embedded models are {', '.join(embedded)}")
-    path = Path(config.model.path)
-    if not config.model.path.startswith("embedded:") and not is_folder(path):
-        if is_file(path):
-            raise ConfigError(f"model.path={config.model.path} is a file: name the folder of a saved model, or a hub id")
-        if HUB_ID.fullmatch(config.model.path) is None or any(word in config.model.path for word in ("--", "..")):
-            raise ConfigError(
-                f"model.path={config.model.path[:200]} is no folder: name a saved model's, or a hub id (owner/name)"
-            )
+    check_model_path("model.path", config.model.path)
     if config.start_adapter is not None and not (Path(config.start_adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"start_adapter={config.start_adapter} holds no adapter_config.json: name a folder saved by PEFT")
+
+
+def check_model_path(setting: str, path: str) -> None:
+    """A model is embedded, in a folder, or on the hub."""
+    embedded = [name for name, (_, file, _) in EMBEDDED.items() if file.endswith(".gguf")]
+    if path.startswith("embedded:") and path.removeprefix("embedded:") not in embedded:
+        raise ConfigError(f"{setting}={path} is not embedded: embedded models are {', '.join(embedded)}")
+    folder = Path(path)
+    if not path.startswith("embedded:") and not is_folder(folder):
+        if is_file(folder):
+            raise ConfigError(f"{setting}={path} is a file: name the folder of a saved model, or a hub id")
+        if HUB_ID.fullmatch(path) is None or any(word in path for word in ("--", "..")):
+            raise ConfigError(f"{setting}={path[:200]} is no folder: name a saved model's, or a hub id (owner/name)")
 
 
 def is_folder(path: Path) -> bool:

@@ -14,7 +14,7 @@ from iterative_ft.errors import ConfigError
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 # Of unions, as pydantic names their members in an error's place.
-BRANCHES = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api", "str", "list[str]")
+BRANCHES = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api", "engine", "str", "list[str]")
 
 
 def judged(model: type[AnyModel], values: dict[str, Any]) -> AnyModel:

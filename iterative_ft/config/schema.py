@@ -31,6 +31,23 @@ Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(not_next_to_ze
 MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
 
 
+def free_arguments(value: dict[str, Any], section: str) -> dict[str, Any]:
+    """Arguments of a chat template that the code does not set itself."""
+    taken = sorted(
+        {"conversation", "messages", "add_generation_prompt", "tokenize", "return_dict", "chat_template"} & set(value)
+    )
+    if taken:
+        raise ValueError(f"{section}.chat_template_kwargs.{taken[0]} is set by the code: remove it")
+    if "strftime_now" in value:
+        try:
+            datetime.fromisoformat(value["strftime_now"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{section}.chat_template_kwargs.strftime_now={value['strftime_now']!r} is no day: write it as 2025-07-01"
+            ) from error
+    return value
+
+
 class ModelConfig(Section):
     name: Name
     path: str
@@ -46,19 +63,7 @@ class ModelConfig(Section):
     @field_validator("chat_template_kwargs")
     @classmethod
     def template_arguments_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = sorted(
-            {"conversation", "messages", "add_generation_prompt", "tokenize", "return_dict", "chat_template"} & set(value)
-        )
-        if taken:
-            raise ValueError(f"model.chat_template_kwargs.{taken[0]} is set by the code: remove it")
-        if "strftime_now" in value:
-            try:
-                datetime.fromisoformat(value["strftime_now"])
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f"model.chat_template_kwargs.strftime_now={value['strftime_now']!r} is no day: write it as 2025-07-01"
-                ) from error
-        return value
+        return free_arguments(value, "model")
 
 
 class ReinitConfig(Section):
@@ -153,6 +158,25 @@ class ApiConfig(Section):
         return endpoint.is_loopback(self.base_url)
 
 
+class EngineConfig(Section):
+    """A language model on the run's own engine, asked by the same rubrics as an endpoint."""
+
+    name: Literal["engine"]
+    model: Annotated[str, Field(min_length=1, max_length=1000)] | None
+    revision: str | None
+    chat_template_kwargs: dict[str, Any]
+    max_new_tokens: Annotated[int, Field(ge=1, le=1000)]
+    top_logprobs: Annotated[int, Field(ge=1, le=20)]
+    score_scale: Literal[9, 100]
+    numeric_mass_floor: Share
+    follow_digits: bool
+
+    @field_validator("chat_template_kwargs")
+    @classmethod
+    def template_arguments_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return free_arguments(value, "judge")
+
+
 class PoolConfig(Section):
     path: str
     column: str
@@ -192,6 +216,9 @@ class CalibrateConfig(Section):
 
 class GaugesConfig(Section):
     self_similarity: bool
+    persona_projection: bool
+    entropy: bool
+    perplexity_plain: bool
     perplexity: bool
     branching_factor: bool
     kl_from_base: bool
@@ -206,7 +233,7 @@ class WandbConfig(Section):
 
 
 SamplerConfig = VLLMConfig | TransformersConfig | FakeConfig
-JudgeConfig = ProbeConfig | ApiConfig
+JudgeConfig = ProbeConfig | ApiConfig | EngineConfig
 
 
 class Config(Section):
@@ -281,6 +308,11 @@ class Config(Section):
         elif not self.model.chat:
             raise ValueError(
                 f"method={method.name} trains on chats and model={self.model.name} is a base model: use method=sdf"
+            )
+        if self.judge.name == "engine" and self.judge.model is None and not self.model.chat and not self.fake:
+            raise ValueError(
+                f"judge=engine asks in a chat template and model={self.model.name} is a base model: name a chat model that "
+                "judges (judge.model=<folder or hub id>), or take judge=probe or api"
             )
         max_new_tokens = method.max_new_tokens
         if self.sampler.max_model_len <= max_new_tokens:

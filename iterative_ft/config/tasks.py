@@ -72,11 +72,32 @@ class JudgeCard(Section):
     out: PathText
 
 
+class JudgeAnswers(Section):
+    task: Literal["judge"]
+    answers: PathText
+    prompt_column: str
+    answer_column: str
+    split: str
+    documents: bool
+    judge: Annotated[JudgeConfig, Field(discriminator="name")]
+    persona: PersonaConfig
+    model: ModelConfig
+    sampler: Annotated[SamplerConfig, Field(discriminator="name")]
+    store: PathText
+    out: PathText
+
+
 class Wandb(Section):
     task: Literal["wandb"]
     run: PathText
     mode: Literal["offline", "online"]
 
 
-Task = Remeasure | Compare | JudgeCard | Wandb
-TASKS: dict[str, type[Task]] = {"remeasure": Remeasure, "compare": Compare, "judge_card": JudgeCard, "wandb": Wandb}
+Task = Remeasure | Compare | JudgeCard | JudgeAnswers | Wandb
+TASKS: dict[str, type[Task]] = {
+    "remeasure": Remeasure,
+    "compare": Compare,
+    "judge_card": JudgeCard,
+    "judge": JudgeAnswers,
+    "wandb": Wandb,
+}

@@ -26,6 +26,17 @@ def is_saved(folder: Path) -> bool:
 
 def saved_column(folder: Path, column: str, split: str) -> Iterator[tuple[str, Any]]:
     """Place and cell of each row of a folder that `save_to_disk` wrote; of several splits, the one that is named."""
+    return cells(str(folder), saved(folder, split), column)
+
+
+def saved_rows(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and whole row of such a folder."""
+    for number, row in enumerate(saved(folder, split), 1):
+        yield f"{folder}, row {number},", row
+
+
+def saved(folder: Path, split: str) -> Any:
+    """The dataset of a split."""
     datasets = library()
     try:
         found = datasets.load_from_disk(str(folder))
@@ -35,7 +46,7 @@ def saved_column(folder: Path, column: str, split: str) -> Iterator[tuple[str, A
         if split not in found:
             raise ConfigError(f"{folder} has no split {shortened(split)}: it has {', '.join(found)}")
         found = found[split]
-    return cells(str(folder), found, column)
+    return found
 
 
 def hub_column(path: str, column: str, split: str, revision: str | None) -> Iterator[tuple[str, Any]]:

@@ -11,9 +11,10 @@ from typing import Any
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import Compare, Wandb
 from iterative_ft.errors import RunError
+from iterative_ft.evaluate.judge_card import spearman
 from iterative_ft.records.folder import PAGE, PICTURE
 from iterative_ft.records.read import Run, read_rows, read_run
-from iterative_ft.records.rows import MetricRow
+from iterative_ft.records.rows import MetricRow, value
 from iterative_ft.records.terminal import interval_text, text_table
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.report import pictures
@@ -30,7 +31,7 @@ def compare(task: Compare, command: str) -> Path:
     rows = [run_line(run, name) for run, name in zip(runs, names, strict=True)]
     rows += [arm_line(arm) for arm in arms if len(arm.runs) > 1]
     print(text_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]]))
-    notes = not_pooled(arms)
+    notes = not_pooled(arms) + projection_agreement(runs)
     print("".join(f"{note}\n" for note in notes), end="")
     out = Path(task.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -54,6 +55,24 @@ def compare(task: Compare, command: str) -> Path:
         print(f"        {out / 'quantity.png'}")
     print(f"report  {out / 'report.html'}")
     return out
+
+
+def projection_agreement(runs: Sequence[Run]) -> list[str]:
+    """A line for each persona, model and judge: whether the persona projection ranks policies as the trait score does."""
+    found: dict[str, dict[tuple[float, float], None]] = {}
+    for run in runs:
+        of = f"{run.config['persona']['name']}, {run.config['model']['name']}"
+        for row in run.measured:
+            projected, trait = value(row, "gauge/persona_projection"), value(row, "trait/score")
+            if projected is not None and trait is not None and not row.get("judge/invalid"):
+                # A policy that several runs share counts once.
+                found.setdefault(f"{of}, {row['judge/version']}", {})[projected, trait] = None
+    lines = []
+    for of, pairs in found.items():
+        agreement = spearman(*map(list, zip(*pairs, strict=True)))
+        shown = "n/a" if agreement is None else f"{agreement:.2f}"
+        lines.append(f"persona projection against trait score ({of}): Spearman {shown} over {len(pairs)} policies")
+    return lines
 
 
 def readable(folders: Sequence[Path]) -> list[Run]:

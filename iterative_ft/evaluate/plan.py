@@ -28,7 +28,7 @@ PARTS: dict[tuple[str, str], tuple[float, float]] = {
     ("sample", "sdf"): (0.5, 1.0),
     ("answer", ""): (0.5, 0.42),
     ("judge", ""): (0.4, 0.08),
-    ("gauge", ""): (0.1, 0.0),
+    ("gauge", ""): (1.0, 0.05),
     ("replies", ""): (1.0, 0.2),
     ("train", "sft"): (5.0, 0.75),
     ("train", "sdf"): (5.0, 1.5),

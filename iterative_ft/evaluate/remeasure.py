@@ -6,6 +6,7 @@ The run's own files are never touched. Its policies and answers are found in the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,17 @@ from iterative_ft.evaluate.plan import expected, remeasuring_text
 from iterative_ft.machine.files import text_digest
 from iterative_ft.models.policy import Policy
 from iterative_ft.records.folder import PAGE, held
-from iterative_ft.records.read import read_manifest, read_run
+from iterative_ft.records.read import Run, read_manifest, read_run
 from iterative_ft.records.run_log import RunLog
-from iterative_ft.report.page import write_page
+from iterative_ft.report.page import write_page_of
 from iterative_ft.report.pictures import draw_run
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.blocks import ANSWER
 from iterative_ft.stages.completions import Completions
 from iterative_ft.stages.judge import JUDGE
-from iterative_ft.stages.measure import Asked, Measured, measure
+from iterative_ft.stages.measure import Asked, Measured, ask, measure
 from iterative_ft.stages.train import TRAIN, Trained, adopt, policy_of
+from iterative_ft.stats.replicates import arm_settings
 from iterative_ft.stats.verdict import curve_of, run_verdict
 from iterative_ft.store import Event, Stage, Store
 
@@ -57,8 +59,23 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
             log.measured(measured, trained)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made))
         log.finish(verdict.as_dict(), bench.engine_start_s)
-    print(f"report  {write_page([run, folder], folder / PAGE)}")
+    print(f"report  {write_page_of(shown(read_run(run), read_run(folder)), folder / PAGE)}")
     return folder
+
+
+def shown(run: Run, again: Run) -> list[Run]:
+    """What the page shows: the run and its second set of scores, or one run where both are the same measurement.
+
+    Where judge, questions and answers are those that the run had, the new rows stand in place of the old ones: they may have
+    gauges that the run did not take.
+    """
+    same = arm_settings(run.config) == arm_settings(again.config)
+    if not same or (run.made or {}).get("judges") != (again.made or {}).get("judges"):
+        return [run, again]
+    finished = run.result is not None
+    return [
+        replace(again, training=run.training, code=run.code, command=run.command, result=again.result if finished else None)
+    ]
 
 
 class Found:
@@ -71,7 +88,8 @@ class Found:
     def measured(self, bench: Bench, log: RunLog | None = None) -> Iterator[tuple[int, Measured, Trained | None]]:
         """Measure base and every cycle whose policy the run finished."""
         config = bench.config
-        yield -1, measure(bench, bench.base, self.asked(bench, -1, bench.base)), None
+        of_base = self.asked(bench, -1, bench.base) or ask(bench, bench.base)
+        yield -1, measure(bench, bench.base, of_base), None
         for cycle in range(config.n_cycles + 1):
             if log is not None:
                 log.begin(cycle)
@@ -83,7 +101,8 @@ class Found:
                     return  # the run ended before
                 stage = self.adapter(bench.store, keys[-1], cycle)
                 trained = Trained(policy_of(bench, stage, f"policy[{cycle}]"), stage, None, {})
-            yield cycle, measure(bench, trained.policy, self.asked(bench, cycle, trained.policy)), trained
+            asked = self.asked(bench, cycle, trained.policy)
+            yield cycle, measure(bench, trained.policy, asked, of_base), trained
 
     def adapter(self, store: Store, key: str, cycle: int) -> Stage:
         """The stage of policy[cycle]."""

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config.check import check_judge
+from iterative_ft.config.check import check_judge, check_judge_texts, check_model, check_store
 from iterative_ft.config.messages import did_you_mean, judged, known_keys
 from iterative_ft.config.schema import Config
-from iterative_ft.config.tasks import TASKS, Compare, JudgeCard, Remeasure, Task, Wandb
+from iterative_ft.config.tasks import TASKS, Compare, JudgeAnswers, JudgeCard, Remeasure, Task, Wandb
 from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files
+from iterative_ft.data.answers import pairs
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.compose import compose_jobs, plain_values
 from iterative_ft.launch.quoting import override
@@ -33,12 +34,14 @@ def load_task(composed: Any) -> Task:
     values = plain_values(composed)
     if values.get("task") not in TASKS:
         raise ConfigError(f"task={values.get('task')} is no task{did_you_mean(str(values.get('task')), TASKS)}")
+    if values["task"] == "judge" and values.get("persona") is None:
+        raise ConfigError(f"task=judge needs to know whose trait is judged: give persona=<one of {', '.join(files.shipped())}>")
     task = judged(TASKS[values["task"]], values)
     if isinstance(task, Remeasure | Wandb):
         check_run(Path(task.run))
     if isinstance(task, Wandb):
         check_login(task.mode, "mode")
-    if isinstance(task, Compare | JudgeCard):
+    if isinstance(task, Compare | JudgeCard | JudgeAnswers):
         check_out(task.out)
     if isinstance(task, Remeasure):
         check_remeasure(task)
@@ -46,6 +49,8 @@ def load_task(composed: Any) -> Task:
         for judge in (task.judge, task.second_judge):
             if judge is not None:
                 check_judge(judge)
+    elif isinstance(task, JudgeAnswers):
+        check_judge_answers(task)
     elif isinstance(task, Compare) and not task.folders():
         raise ConfigError(f"runs={task.runs} names no run folder: give a glob such as 'outputs/runs/*' or a sweep's folder")
     return task
@@ -81,6 +86,32 @@ def check_remeasure(task: Remeasure) -> None:
         raise ConfigError(
             f"n_questions={config.measure.n_questions} exceeds the {n} questions of persona={config.persona.name}: lower it"
         )
+
+
+def check_judge_answers(task: JudgeAnswers) -> None:
+    """Texts, persona, judge and store have to be there."""
+    check_judge(task.judge)
+    config = judging_config(task)
+    check_judge_texts(config)
+    check_model(config)
+    check_store(config)
+    if task.judge.name == "engine" and task.judge.model is None and not task.model.chat:
+        raise ConfigError(f"judge=engine asks in a chat template and model={task.model.name} has none: set judge.model")
+    if task.documents and not task.persona.document_rubric.strip():
+        raise ConfigError(f"documents=true and persona={task.persona.name} has no document_rubric: write it")
+    texts_of(task)
+
+
+def texts_of(task: JudgeAnswers) -> list[tuple[str, str]]:
+    """What is to be judged."""
+    return pairs(task.answers, task.prompt_column, task.answer_column, task.split)
+
+
+def judging_config(task: JudgeAnswers) -> Config:
+    """A run with the task's persona, judge, model, sampler and store: what the task's stages are made with."""
+    config = judged(Config, composed_values("sampler=fake", "method=sft"))
+    names = ("judge", "persona", "model", "sampler", "store")
+    return config.model_copy(update={name: getattr(task, name) for name in names})
 
 
 def changed_config(task: Remeasure) -> Config:
@@ -150,7 +181,7 @@ def card_configs(task: JudgeCard) -> dict[str, Config]:
 
 def perform(task: Task, command: str) -> None:
     """Do a task; `command` is what a record of it names."""
-    from iterative_ft.evaluate import compare, judge_card, remeasure
+    from iterative_ft.evaluate import compare, judge_answers, judge_card, remeasure
 
     if isinstance(task, Remeasure):
         remeasure.remeasure(task, changed_config(task), command)
@@ -158,5 +189,7 @@ def perform(task: Task, command: str) -> None:
         compare.compare(task, command)
     elif isinstance(task, JudgeCard):
         judge_card.judge_card(task, card_configs(task), command)
+    elif isinstance(task, JudgeAnswers):
+        judge_answers.judge_answers(task, judging_config(task), texts_of(task), command)
     else:
         compare.rebuild_wandb(task, run_config(Path(task.run)), command)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,6 +26,12 @@ class Codec(Protocol):
 
     def chat_prompt(self, message: str) -> list[int]:
         """Ids of a user message up to where the answer starts."""
+
+    def conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Ids of a whole chat up to where the answer starts; a first message of the role "system" reaches any model."""
+
+    def token_text(self, token: int) -> str:
+        """How one token is written, control tokens by their names."""
 
     def answer(self, text: str) -> list[int]:
         """Ids of an answer with its end token."""
@@ -85,6 +92,24 @@ class TokenizerCodec:
         if self.config.system_prompt is not None:
             messages.insert(0, {"role": "system", "content": self.config.system_prompt})
         return self.encoded(lambda: self.plain.in_template(messages, self.render))
+
+    def conversation(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        first, *rest = messages
+        if first["role"] == "system" and not self.takes_system:
+            messages = [{**rest[0], "content": f"{first['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
+        return self.encoded(lambda: self.plain.in_template(messages, self.render))
+
+    @cached_property
+    def takes_system(self) -> bool:
+        """Whether the template puts a system message before the model: some refuse it, some drop it."""
+        said = "Qsystemz."
+        try:
+            return said in self.render([{"role": "system", "content": said}, {"role": "user", "content": "Qaskedz."}], False)
+        except RunError:
+            return False
+
+    def token_text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token]))
 
     def render(self, messages: Sequence[dict[str, str]], tokenize: bool) -> Any:
         """A chat in the model's template, up to where the answer starts: as ids, or as a text."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,19 +46,6 @@ class Reader:
     def nll(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Negative log-likelihood, nats, of each of a text's first `NLL_TOKENS` tokens. Not to be changed."""
         return nll_once(self, tuple(texts))
-
-    def token_values(
-        self, adapter: Path | None, sequences: Sequences, kl: bool = False
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Values of each sequence's tokens after its prompt, nats, under the policy with `adapter` (None: the base).
-
-        Returns:
-            Negative log-likelihoods; and KL(policy || base) of the next-token distributions over the whole vocabulary, 0 for
-            base itself, empty unless asked for.
-        """
-        found = self.run(token_values_here, adapter=None if adapter is None else str(adapter), sequences=sequences, kl=kl)
-        whose = "the base model" if adapter is None else f"the policy of {adapter}"
-        return finite(found["nll"], whose), finite(found["kl"], whose)
 
     def run(self, function: Callable[..., Any], **arguments: Any) -> Any:
         """Call a function that takes a reader's fields, where the device's memory is given back."""
@@ -214,43 +200,6 @@ def text_batches(
 
 
 # -- passes over prompts and what follows them --------------------------------------------------------------------------------
-
-
-def token_values_here(
-    model: str, adapter: str | None, sequences: Sequences, kl: bool, device_name: str, dtype: str, trust_remote_code: bool
-) -> dict[str, list[np.ndarray]]:
-    import torch
-
-    nll: list[Any] = [None] * len(sequences)
-    divergence: list[Any] = [None] * len(sequences) if kl else []
-    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
-        for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
-            logs = next_token_logs(net, [sequences[i] for i in batch])
-            other = logs
-            if kl and adapter is not None:
-                with net.disable_adapter():
-                    other = next_token_logs(net, [sequences[i] for i in batch])
-            for i, mine, theirs in zip(batch, logs, other, strict=True):
-                ids = torch.tensor(sequences[i][1], device=mine.device)
-                nll[i] = (-mine.gather(1, ids[:, None])[:, 0]).cpu().numpy().astype(float)
-                if kl:
-                    divergence[i] = (mine.exp() * (mine - theirs)).sum(1).cpu().numpy().astype(float)
-    return {"nll": nll, "kl": divergence}
-
-
-def next_token_logs(net: Any, sequences: Sequences) -> list[Any]:
-    """Log-probabilities that stand before each token after the prompt: one tensor (tokens, vocabulary) a sequence."""
-    import torch
-
-    longest = max(len(prompt) + len(rest) for prompt, rest in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
-    for row, (prompt, rest) in enumerate(sequences):
-        ids[row, : len(prompt) + len(rest)] = torch.tensor([*prompt, *rest])
-        mask[row, : len(prompt) + len(rest)] = 1
-    logits = net(input_ids=ids.to(net.device), attention_mask=mask.to(net.device)).logits
-    spans = [(len(prompt) - 1, len(prompt) + len(rest) - 1) for prompt, rest in sequences]
-    return [torch.log_softmax(logits[row, start:end].float(), -1) for row, (start, end) in enumerate(spans)]
 
 
 def by_length(lengths: Sequence[int]) -> list[list[int]]:

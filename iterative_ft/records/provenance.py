@@ -14,8 +14,9 @@ from iterative_ft.machine.libraries import library_versions
 from iterative_ft.machine.secrets import without_secrets
 from iterative_ft.stages.blocks import ANSWER, SAMPLE
 from iterative_ft.stages.data import DATA
-from iterative_ft.stages.judge import JUDGE, PROBE, REPLY
+from iterative_ft.stages.judge import JUDGE, PROBE
 from iterative_ft.stages.model import MODEL
+from iterative_ft.stages.replies import REPLY
 from iterative_ft.stages.train import TRAIN
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -35,7 +35,11 @@ def write_page(folders: list[Path], out: Path) -> Path:
     """
     if not folders:
         raise RunError("a report needs at least one run folder")
-    runs = [read_run(folder) for folder in folders]
+    return write_page_of([read_run(folder) for folder in folders], out)
+
+
+def write_page_of(runs: list[Run], out: Path) -> Path:
+    """Write the report of runs that were read."""
     page = TEMPLATES.get_template("report.html").render(context(runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding="utf-8")

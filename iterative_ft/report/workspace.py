@@ -24,6 +24,11 @@ BY_CYCLE = (
     ("coherence/share", "Share of coherent answers", (0, 1)),
 )
 GAUGES = (
+    ("gauge/persona_projection", "Persona projection on own answers: plain 0, strong 1"),
+    ("gauge/perplexity_plain", "Perplexity of plain text"),
+    ("gauge/entropy", "Entropy of the next token, nats"),
+    ("answers/self_bleu", "Self-BLEU within a question"),
+    ("answers/lost_words_share", "Share of base's words no longer used"),
     ("gauge/canary_share", "Canary: served against trained, share of the shift"),
     ("gauge/canary_shift", "Shift from base, nats a token"),
     ("gauge/adapter_norm", "Norm of the adapter"),

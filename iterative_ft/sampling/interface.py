@@ -29,6 +29,8 @@ class Params:
     """Tokens at which the model ends by itself; kept in the ids."""
     stop: list[str]
     """Strings at which an answer is cut, for models without a template; cut-off ids stay in the ids."""
+    top_logprobs: int = 0
+    """Likeliest tokens whose log-probabilities are wanted at each position."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ class Completion:
     """As sampled, the end token included where there is one."""
     finish_reason: str
     """"stop": ended by itself; "length": cut off at the token limit; "string": met a stop string."""
+    top: list[dict[int, float]] | None = None
+    """Log-probabilities at each position of `ids` before any temperature, nats: of the likeliest tokens and of the one sampled.
+    None unless they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +145,10 @@ def one_by_one(sample: Callable[[list[Request], Params], list[Completion]], bloc
         yield Sampled(found, time.monotonic() - started, len(found))
 
 
-def completion(ids: list[int], finish_reason: str | None, end_ids: list[int]) -> Completion:
+def completion(
+    ids: list[int], finish_reason: str | None, end_ids: list[int], top: list[dict[int, float]] | None = None
+) -> Completion:
     """Name why an answer ended: by the model's own end token, at the token limit, or at a stop string."""
     if ids and ids[-1] in end_ids:
-        return Completion(ids, "stop")
-    return Completion(ids, "length" if finish_reason == "length" else "string")
+        return Completion(ids, "stop", top)
+    return Completion(ids, "length" if finish_reason == "length" else "string", top)

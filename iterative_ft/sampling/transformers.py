@@ -93,9 +93,12 @@ class TransformersSampler:
                     pad_token_id=params.end_ids[0],
                     stop_strings=params.stop or None,
                     tokenizer=self.codec.tokenizer if params.stop else None,
+                    return_dict_in_generate=True,
+                    output_logits=params.top_logprobs > 0,
                 )
-            ids = output[0, prompt.shape[1] :].tolist()
-            found.append(completion(ids, "length" if len(ids) == params.max_new_tokens else "stop", params.end_ids))
+            ids = output.sequences[0, prompt.shape[1] :].tolist()
+            top = likeliest(output.logits, ids, params.top_logprobs) if params.top_logprobs > 0 else None
+            found.append(completion(ids, "length" if len(ids) == params.max_new_tokens else "stop", params.end_ids, top))
         return found
 
     def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
@@ -116,3 +119,19 @@ class TransformersSampler:
 
     def close(self) -> None:
         self.base = self.model = None
+
+
+def likeliest(logits: Any, ids: list[int], n: int) -> list[dict[int, float]]:
+    """Log-probabilities of the `n` likeliest tokens at each position, and of the one that was sampled.
+
+    Args:
+        logits: a tensor (1, vocabulary) a position, before any temperature.
+    """
+    import torch
+
+    found = []
+    for position, sampled in zip(logits, ids, strict=True):
+        logs = torch.log_softmax(position[0].float(), -1)
+        values, tokens = logs.topk(min(n, logs.shape[-1]))
+        found.append({int(sampled): float(logs[sampled]), **dict(zip(tokens.tolist(), values.tolist(), strict=True))})
+    return found

@@ -227,7 +227,10 @@ class VLLMSampler:
 
     def same_alone(self, blocks: list[Block], done: list[list[Completion]]) -> bool:
         """Whether the first request of each block begins as it did in the large call when it is sampled in a small one."""
-        short = [Block(block.requests[:1], replace(block.params, max_new_tokens=PROOF_TOKENS)) for block in blocks]
+        lengths = [min(PROOF_TOKENS, block.params.max_new_tokens) for block in blocks]
+        short = [
+            Block(block.requests[:1], replace(block.params, max_new_tokens=n)) for block, n in zip(blocks, lengths, strict=True)
+        ]
         alone = self.call(short)
         return all(
             mine[0].ids[:PROOF_TOKENS] == theirs[0].ids[: len(mine[0].ids)] for mine, theirs in zip(alone, done, strict=True)
@@ -256,18 +259,13 @@ class VLLMSampler:
                 stop_token_ids=block.params.end_ids,
                 stop=block.params.stop,
                 detokenize=bool(block.params.stop),
+                logprobs=block.params.top_logprobs or None,
             )
             for block in blocks
             for request in block.requests
         ]
         outputs = iter(self.llm.generate(prompts, sampling, use_tqdm=False, lora_request=self.adapter_request))
-        return [
-            [
-                completion(list(output.outputs[0].token_ids), output.outputs[0].finish_reason, block.params.end_ids)
-                for output in islice(outputs, len(block.requests))
-            ]
-            for block in blocks
-        ]
+        return [[found(output.outputs[0], block.params) for output in islice(outputs, len(block.requests))] for block in blocks]
 
     def sleep(self) -> None:
         if self.device == "cuda" and self.llm is not None and not self.asleep:
@@ -289,6 +287,14 @@ class VLLMSampler:
             self.llm = None
         if self.renamed is not None:
             shutil.rmtree(self.renamed, ignore_errors=True)
+
+
+def found(output: Any, params: Params) -> Completion:
+    """What vLLM gave for one request."""
+    top = None
+    if params.top_logprobs > 0 and output.logprobs is not None:
+        top = [{int(token): float(entry.logprob) for token, entry in entries.items()} for entries in output.logprobs]
+    return completion(list(output.token_ids), output.finish_reason, params.end_ids, top)
 
 
 def prompt_tokens(block: Block) -> int:

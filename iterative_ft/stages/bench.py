@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.config.schema import Config
+from iterative_ft.config.schema import Config, EngineConfig
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.models.codec import Codec, TokenizerCodec
 from iterative_ft.models.forward import Reader, reading_dtype
@@ -51,6 +52,7 @@ class Bench:
         self.device = resolve_device(config.device)
         self.on_step = on_step
         self.engine_start_s = 0.0
+        self.started: Sampler | None = None
         self.make_plan, self.beside = plan, beside
         self.plans: dict[str, list[Event]] = {}
         self.expected: dict[str, Path] = {}  # by policy
@@ -77,17 +79,33 @@ class Bench:
     def codec(self) -> Codec:
         return fake.FakeCodec() if self.config.fake else TokenizerCodec(self.base.model, self.config.model)
 
-    @cached_property
+    @property
     def sampler(self) -> Sampler:
-        """The engine of this process, started and serving the base model."""
+        """The engine of this process; where it does not run, or runs for another model, it is started with the base model."""
         started = time.monotonic()
         config = self.config
         sampler = engine.shared_sampler(
             config, self.device, self.model.digest, lambda: SAMPLERS[config.sampler.name](config, self.device, self.codec)
         )
-        sampler.load(self.known(self.base))
-        self.engine_start_s += time.monotonic() - started
+        if sampler is not self.started:
+            sampler.load(self.known(self.base))
+            self.started = sampler
+            self.engine_start_s += time.monotonic() - started
         return sampler
+
+    @cached_property
+    def judging(self) -> Bench:
+        """With judge=engine: the bench whose base model judges, this one or that of the model that the judge names."""
+        judge, model = self.config.judge, self.config.model
+        if not isinstance(judge, EngineConfig) or judge.model is None or self.config.fake:
+            return self
+        other: dict[str, Any] = {"name": "judge", "path": judge.model, "revision": judge.revision, "chat": True}
+        other |= {"system_prompt": None, "chat_template_kwargs": judge.chat_template_kwargs}
+        other |= {"end_token": None, "document_end_token": None}
+        config = self.config.model_copy(update={"model": model.model_copy(update=other)})
+        found = Bench(config, self.store)
+        found.model = model_stage(config, self.store, f"judge's model {judge.model}", {"role": "judge's checkpoint"})
+        return found
 
     def known(self, policy: Policy) -> Policy:
         """The policy with what a sampler is to be held against when it serves it."""

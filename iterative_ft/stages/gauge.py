@@ -1,13 +1,14 @@
 """Stage `gauge`: numbers about a policy's outputs that need no judge.
 
-Those of the answers' texts are always taken; those that need forward passes are switched on by `gauges` in the config, and
-come from what the trainer holds (on a CPU in float32, on a GPU as it was trained), not from the sampler's engine.
+Those of the answers' texts are always taken; those that need forward passes are switched on and off by `gauges` in the config,
+and come from what the trainer holds (on a CPU in float32, on a GPU as it was trained), not from the sampler's engine.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +18,29 @@ from iterative_ft.judges.embedder import embed, embedder_identity
 from iterative_ft.machine.files import text_digest, write_json, write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import prompt_ids
+from iterative_ft.models.forward import Sequences
 from iterative_ft.models.policy import Policy
+from iterative_ft.models.sequences import MIDDLE, sequence_states, token_values
+from iterative_ft.seeds import shuffled
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.completions import Completions
 from iterative_ft.store import Kind, Stage
 
-GAUGE = Kind("gauge", 2)
+GAUGE = Kind("gauge", 3)
 VALUES = "gauges.json"  # name -> number, the names as in metrics.jsonl
 BRANCHING = "branching.jsonl"  # a row an output position
+DIRECTION = "direction.json"  # mean states of plain and of strong texts
+DIRECTION_TEXTS = 64  # of each, at most
+PLAIN_TEXTS = 32  # held-out ones whose perplexity is taken
 
 
-def gauge(bench: Bench, policy: Policy, answers: Completions) -> list[Stage]:
-    """Every gauge that the run takes of a policy."""
-    taken = [of_answers(bench, policy, answers), of_policy(bench, policy, answers)]
+def gauge(bench: Bench, policy: Policy, answers: Completions, of_base: Completions | None = None) -> list[Stage]:
+    """Every gauge that the run takes of a policy.
+
+    Args:
+        of_base: what base answered to the same questions, for what a policy no longer says; None where it is not known.
+    """
+    taken = [of_answers(bench, policy, answers, of_base), of_policy(bench, policy, answers)]
     return [stage for stage in taken if stage is not None]
 
 
@@ -39,18 +50,27 @@ def values_of(stage: Stage) -> dict[str, float]:
     return found
 
 
-def of_answers(bench: Bench, policy: Policy, answers: Completions) -> Stage:
+def of_answers(bench: Bench, policy: Policy, answers: Completions, of_base: Completions | None) -> Stage:
     """Gauges of the answers' texts."""
     embeds = bench.config.gauges.self_similarity and not bench.config.fake
-    inputs = {"gauges": "answers", "answers": answers.digests, "embedder": embedder_identity("embedded") if embeds else None}
+    before = None if of_base is None or policy.adapter is None else of_base
+    inputs = {
+        "gauges": "answers",
+        "answers": answers.digests,
+        "base_answers": None if before is None else before.digests,
+        "embedder": embedder_identity("embedded") if embeds else None,
+    }
 
     def build(out: Path) -> None:
         rows = answers.rows()
-        values = gauges.text_gauges([row["text"] for row in rows], [row["finish_reason"] for row in rows])
+        texts, questions = [row["text"] for row in rows], [row["prompt"] for row in rows]
+        values = gauges.text_gauges(texts, [row["finish_reason"] for row in rows])
+        more = {"self_bleu": gauges.self_bleu(texts, questions)}
+        if before is not None:
+            more["lost_words_share"] = gauges.lost_words([row["text"] for row in before.rows()], texts)
         if embeds:
-            value = gauges.self_similarity(embed([row["text"] for row in rows]), [row["prompt"] for row in rows])
-            values |= {} if value is None else {"answers/self_similarity": value}
-        write_values(out, values)
+            more["self_similarity"] = gauges.self_similarity(embed(texts), questions)
+        write_values(out, values | {f"answers/{name}": value for name, value in more.items() if value is not None})
 
     label = f"gauges of {policy.name}'s answers"
     return bench.store.stage(GAUGE, inputs, build, label, {"policy": policy.name, "role": "gauges of answers"})
@@ -58,60 +78,136 @@ def of_answers(bench: Bench, policy: Policy, answers: Completions) -> Stage:
 
 def of_policy(bench: Bench, policy: Policy, answers: Completions) -> Stage | None:
     """Gauges that take forward passes, as far as they are switched on; None when none is, or the policy is a fake."""
-    config, flags, model = bench.config, bench.config.gauges, bench.config.model
-    if config.fake or not (flags.perplexity or flags.branching_factor or flags.kl_from_base):
+    config, flags = bench.config, bench.config.gauges
+    if config.fake:
         return None
-    own = flags.branching_factor or flags.kl_from_base
-    texts = heldout_texts(config.persona_folder) if flags.perplexity else {}
+    line = direction(bench) if flags.persona_projection else None
+    own = flags.branching_factor or flags.kl_from_base or flags.entropy or line is not None
+    exact = flags.branching_factor or flags.kl_from_base or flags.perplexity  # those on by default need no float32
+    texts = heldout_texts(config.persona_folder, flags.perplexity) if flags.perplexity or flags.perplexity_plain else {}
+    if not own and not texts:
+        return None
     inputs = {
         "gauges": "policy",
         "policy": policy.digest,
-        "model": policy.model_digest,
         "answers": answers.digests if own else [],
         "texts": text_digest(texts) if texts else None,
-        "frame": config.frame,
-        "template": [model.system_prompt, model.chat_template_kwargs, model.end_token, model.document_end_token],
+        "direction": None if line is None else line.digest,
+        "entropy": flags.entropy,
         "branching_factor": flags.branching_factor,
         "kl_from_base": flags.kl_from_base,
-        "device": bench.device,
-        "versions": library_versions("torch", "transformers", "peft"),
-        **({"reads_in": bench.reader.dtype} if bench.device == "cuda" else {}),
+        **read_as(bench),
     }
 
     def build(out: Path) -> None:
         bench.free_device()
         values: dict[str, float] = {}
         for name, rows in texts.items():
-            nll, _ = bench.reader.token_values(policy.adapter, [in_frame(bench, row) for row in rows])
-            values[f"gauge/perplexity_{name}"] = gauges.perplexity(nll)
-        if own:
-            written = [(row["prompt_ids"], row["ids"]) for row in answers.rows() if row["ids"]]
-            nll, kl = bench.reader.token_values(policy.adapter, written, kl=flags.kl_from_base)
-            if flags.kl_from_base and kl:
-                values["gauge/kl_from_base"] = float(np.mean(np.concatenate(kl)))
+            found = token_values(bench.reader, policy.adapter, [in_frame(bench, row) for row in rows], exact=exact)
+            values[f"gauge/perplexity_{name}"] = gauges.perplexity(found.nll)
+        written = [(row["prompt_ids"], row["ids"]) for row in answers.rows() if row["ids"]] if own else []
+        if written:
+            found = token_values(bench.reader, policy.adapter, written, flags.kl_from_base, exact)
+            if flags.kl_from_base:
+                values["gauge/kl_from_base"] = float(np.mean(np.concatenate(found.kl)))
+            if flags.entropy:
+                values["gauge/entropy"] = float(np.mean(np.concatenate(found.entropy)))
             if flags.branching_factor:
-                factors = gauges.branching(nll)
+                factors = gauges.branching(found.nll)
                 write_jsonl(out / BRANCHING, [{"position": p, "branching_factor": round(b, 5)} for p, b in enumerate(factors)])
                 values |= {"gauge/branching_factor": float(np.mean(factors))} if factors else {}
+            if line is not None:
+                plain, strong = ends_of(line)
+                values["gauge/persona_projection"] = gauges.projection(found.states.answer, plain, strong)
+                moved = found.states.prompt - states_at_prompts(bench, written, exact)
+                values["gauge/persona_projection_prompt"] = gauges.projection(plain + moved, plain, strong)
         write_values(out, values)
 
     purpose = {"policy": policy.name, "role": "gauges of the policy"}
     return bench.store.stage(GAUGE, inputs, build, f"gauges of {policy.name}", purpose)  # type: ignore[arg-type]
 
 
-def heldout_texts(persona: Path) -> dict[str, list[dict[str, str]]]:
-    """Answers that no policy was trained on: the persona's strong and weak ones, and plain ones (what a policy lost)."""
-    mine = [row for row in files.heldout(persona) if row["strength"] in ("strong", "weak")]
+def read_as(bench: Bench) -> dict[str, Any]:
+    """What forward passes depend on beside weights and texts."""
+    model = bench.config.model
+    return {
+        "model": bench.model.digest,
+        "frame": bench.config.frame,
+        "template": [model.system_prompt, model.chat_template_kwargs, model.end_token, model.document_end_token],
+        "device": bench.device,
+        "versions": library_versions("torch", "transformers", "peft"),
+        **({"reads_in": bench.reader.dtype} if bench.device == "cuda" else {}),
+    }
+
+
+def direction(bench: Bench) -> Stage | None:
+    """Mean states of plain and of strong answers in base, at the middle layer: what a policy's states are projected on.
+
+    The answers are the judge's texts, which no policy trains on. None for a persona that has none of either.
+    """
+    texts = direction_texts(bench.config.persona_folder)
+    if not all(texts.values()):
+        return None
+    inputs = {"gauges": "direction", "texts": text_digest(texts), "depth": MIDDLE, **read_as(bench)}
+
+    def build(out: Path) -> None:
+        bench.free_device()
+        found = {}
+        for name, rows in texts.items():
+            read = [in_frame(bench, row, whole=True) for row in rows]
+            found[name] = sequence_states(bench.reader, None, read, exact=False).answer.mean(0)
+        write_json(out / DIRECTION, {name: [float(f"{x:.7g}") for x in mean] for name, mean in found.items()})
+
+    purpose = {"policy": "base", "role": "direction of the persona"}
+    label = f"direction of {bench.config.persona.name}"
+    return bench.store.stage(GAUGE, inputs, build, label, purpose)  # type: ignore[arg-type]
+
+
+def direction_texts(persona: Path) -> dict[str, list[dict[str, str]]]:
+    """The judge's plain and strong texts of a persona; plain ones of the shipped `plain` where it has none of its own."""
+    found = files.judge_texts(persona)
+    texts = {name: [row for row in found if row["strength"] == name] for name in ("plain", "strong")}
+    texts["plain"] = texts["plain"] or list(files.judge_texts(files.SHIPPED / "plain"))
+    return {name: shuffled(rows, "direction", name)[:DIRECTION_TEXTS] for name, rows in texts.items()}
+
+
+def ends_of(line: Stage) -> tuple[np.ndarray, np.ndarray]:
+    """Mean states of plain and of strong texts, each (width,)."""
+    found = json.loads((line.path / DIRECTION).read_text())
+    return np.asarray(found["plain"]), np.asarray(found["strong"])
+
+
+def states_at_prompts(bench: Bench, written: Sequences, exact: bool) -> np.ndarray:
+    """Base's states at the last token of each prompt, (sequences, width); each different prompt is read once."""
+    prompts = list(dict.fromkeys(tuple(prompt) for prompt, _ in written))
+    read = sequence_states(bench.reader, None, [(list(prompt), [prompt[-1]]) for prompt in prompts], exact).prompt
+    place = {prompt: number for number, prompt in enumerate(prompts)}
+    return read[[place[tuple(prompt)] for prompt, _ in written]]
+
+
+def heldout_texts(persona: Path, styled: bool = True) -> dict[str, list[dict[str, str]]]:
+    """Answers that no policy was trained on: the persona's strong and weak ones, and plain ones (what a policy lost).
+
+    Args:
+        styled: whether the persona's own are wanted.
+    """
+    mine = [row for row in files.heldout(persona) if row["strength"] in ("strong", "weak")] if styled else []
     found = {strength: [row for row in mine if row["strength"] == strength] for strength in ("strong", "weak")}
-    found["plain"] = [row for row in files.heldout(files.SHIPPED / "plain") if row["strength"] == "plain"]
+    plain = [row for row in files.heldout(files.SHIPPED / "plain") if row["strength"] == "plain"]
+    found["plain"] = shuffled(plain, "perplexity")[:PLAIN_TEXTS]
     return {name: rows for name, rows in found.items() if rows}
 
 
-def in_frame(bench: Bench, row: dict[str, str]) -> tuple[list[int], list[int]]:
-    """Ids of a held-out prompt and answer as the run asks its questions; no end token: when to stop is another matter."""
+def in_frame(bench: Bench, row: dict[str, str], whole: bool = False) -> tuple[list[int], list[int]]:
+    """Ids of a prompt and an answer as the run asks its questions.
+
+    Args:
+        whole: with the end token that a chat's answer has; without it, for likelihoods, since when to stop is another matter.
+    """
     codec = bench.codec
     if bench.config.frame == "chat":
-        return prompt_ids(codec, "chat", row["prompt"]), codec.answer(row["answer"])[:-1]
+        answer = codec.answer(row["answer"])
+        return prompt_ids(codec, "chat", row["prompt"]), answer if whole else answer[:-1]
     return prompt_ids(codec, "question", row["prompt"]), codec.document_body(f" {row['answer']}")[:-1]
 
 

@@ -1,4 +1,4 @@
-"""Stages `judge` (scores of answers), `probe` (the offline judge itself) and `replies` (what an endpoint said)."""
+"""Stages `judge` (scores of answers) and `probe` (the offline judge itself)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.config.schema import ApiConfig, Config, ProbeConfig
+from iterative_ft.config.schema import ApiConfig, Config, EngineConfig, ProbeConfig
 from iterative_ft.data import files
-from iterative_ft.judges.api.replies import PARTIAL, REPLIES, ask_block, request_inputs, score_rows
-from iterative_ft.judges.api.rubric import Rubric, coherence_rubric, trait_rubric
 from iterative_ft.judges.embedder import embedder_identity
 from iterative_ft.judges.probe import probe
+from iterative_ft.judges.rubric.grades import score_rows
+from iterative_ft.judges.rubric.prompts import coherence_rubric, trait_rubric
+from iterative_ft.judges.rubric.recorded import REPLIES
 from iterative_ft.judges.scores import SCORES, Score, only_scores
 from iterative_ft.machine.files import text_digest, write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import Frame
 from iterative_ft.seeds import derive, shuffled
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.blocks import ANSWER, ANSWERS, Prompts
+from iterative_ft.stages.blocks import ANSWER, Prompts
 from iterative_ft.stages.completions import Completions, complete
-from iterative_ft.store import Kind, Purpose, Stage, stage_key
+from iterative_ft.stages.replies import replies
+from iterative_ft.store import Kind, Purpose, Stage
 
-JUDGE, PROBE, REPLY = Kind("judge", 1), Kind("probe", 4), Kind("replies", 1)
+JUDGE, PROBE = Kind("judge", 1), Kind("probe", 4)
 SCORING = 2  # version of how an endpoint's replies become scores: 2 holds text and log-probabilities against each other
 MOST_NAMES = 8  # that a judge's version spells out
 JUDGE_BASE_TOKENS = 96  # longest base answer among the offline judge's negatives
@@ -126,18 +128,21 @@ def negatives_prompts(bench: Bench) -> list[str]:
     return shuffled(sorted(set(plain)), "judge base prompts")[:JUDGE_BASE_PROMPTS]
 
 
-# -- a judge behind an endpoint -----------------------------------------------------------------------------------------------
+# -- a language model that grades by rubric -----------------------------------------------------------------------------------
 
 
-def by_api(bench: Bench, answers: Completions, label: str, purpose: Purpose, documents: bool) -> Stage:
-    """An OpenAI-compatible endpoint. Replies are stages of a block of answers each; scores follow from all of them."""
+def by_rubric(bench: Bench, answers: Completions, label: str, purpose: Purpose, documents: bool) -> Stage:
+    """An OpenAI-compatible endpoint (judge=api) or the run's own engine (judge=engine).
+
+    Replies are stages of a block of answers each; scores follow from all of them.
+    """
     settings = bench.config.judge
-    assert isinstance(settings, ApiConfig)
+    assert isinstance(settings, ApiConfig | EngineConfig)
     top = settings.score_scale
     rubrics = trait_rubric(bench.config.persona, top, documents), coherence_rubric(top, documents)
-    asked = [[replies(bench, settings, rubric, block, label, purpose) for block in answers.stages] for rubric in rubrics]
+    asked = replies(bench, rubrics, answers.stages, label, purpose)
     inputs = {
-        "judge": "api",
+        "judge": settings.name,
         "answers": answers.digests,
         "replies": [[stage.digest for stage in stages] for stages in asked],
         "score_scale": top,
@@ -153,7 +158,7 @@ def by_api(bench: Bench, answers: Completions, label: str, purpose: Purpose, doc
         rows = only_scores(score_rows(trait, coherence, rubrics, settings, version))
         write_jsonl(out / SCORES, rows)
         return {
-            "judge": "api",
+            "judge": settings.name,
             "judge_version": version,
             "endpoint": infos[0]["endpoint"],
             "prompts": {rubric.asks: rubric.digest for rubric in rubrics},
@@ -184,21 +189,9 @@ def scored_by(row: Score) -> str:
     return "integer" if row["coherence_mass"] is None else "distribution"
 
 
-def replies(bench: Bench, settings: ApiConfig, rubric: Rubric, block: Stage, label: str, purpose: Purpose) -> Stage:
-    """The replies about one block of answers."""
-    inputs = request_inputs(settings, rubric) | {"answers": block.digest}
-
-    def build(out: Path) -> dict[str, Any]:
-        before = bench.store.find(REPLY.name, stage_key(REPLY, inputs | {"attempt": settings.attempt - 1}))
-        earlier = [] if before is None else before.rows(REPLIES)
-        texts = [(row["prompt"], row["text"]) for row in block.rows(ANSWERS)]
-        return ask_block(out, settings, rubric, texts, earlier)
-
-    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=(PARTIAL,))
-
-
 JUDGES: dict[str, Callable[[Bench, Completions, str, Purpose, bool], Stage]] = {
     "probe": by_probe,
-    "api": by_api,
+    "api": by_rubric,
+    "engine": by_rubric,
     "fake": by_fake,
 }

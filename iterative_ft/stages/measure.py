@@ -38,11 +38,12 @@ class Measured:
     gauges: list[Stage]
 
 
-def measure(bench: Bench, policy: Policy, asked: Asked | None = None) -> Measured:
+def measure(bench: Bench, policy: Policy, asked: Asked | None = None, of_base: Asked | None = None) -> Measured:
     """Ask the held-out questions (SDF: and continue neutral openings), judge and gauge the answers.
 
     Args:
         asked: what the policy answered before, to be judged in place of new answers.
+        of_base: what base answered, for gauges of what a policy no longer says.
     """
     asked = asked or ask(bench, policy)
     scores = judge(bench, asked.answers, f"judge {policy.name}", {"policy": policy.name, "role": "scores"})
@@ -50,7 +51,8 @@ def measure(bench: Bench, policy: Policy, asked: Asked | None = None) -> Measure
     if asked.documents is not None:
         label, purpose = f"judge documents of {policy.name}", {"policy": policy.name, "role": "scores of documents"}
         of_documents = judge(bench, asked.documents, label, purpose, documents=True)  # type: ignore[arg-type]
-    return Measured(policy, asked, scores, of_documents, gauge(bench, policy, asked.answers))
+    gauges = gauge(bench, policy, asked.answers, None if of_base is None else of_base.answers)
+    return Measured(policy, asked, scores, of_documents, gauges)
 
 
 def ask(bench: Bench, policy: Policy) -> Asked:

@@ -10,27 +10,28 @@ from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models import base
 from iterative_ft.models.policy import Policy
-from iterative_ft.store import Kind, Stage, Store
+from iterative_ft.store import Kind, Purpose, Stage, Store
 
 MODEL = Kind("model", 1)
 
 
-def model_stage(config: Config, store: Store) -> Stage:
-    """The checkpoint, or where it lies."""
+def model_stage(config: Config, store: Store, label: str = "", purpose: Purpose | None = None) -> Stage:
+    """The checkpoint, or where it lies; that of the run's base model unless label and purpose say otherwise."""
     model = config.model
+    label, purpose = label or f"base model {model.name}", purpose or {"policy": "base", "role": "checkpoint"}
     if config.fake:
         inputs: dict[str, Any] = {"fake": model.path}
 
         def build_fake(out: Path) -> None:
             write_jsonl(out / "model.jsonl", [{"fake": True}])
 
-        return store.stage(MODEL, inputs, build_fake, "base model", {"policy": "base", "role": "checkpoint"})
+        return store.stage(MODEL, inputs, build_fake, "base model", purpose)
     inputs = base.identity(model) | {"versions": library_versions("transformers", "gguf")}
 
     def build(out: Path) -> dict[str, Any]:
         return base.prepare(model, out)
 
-    return store.stage(MODEL, inputs, build, f"base model {model.name}", {"policy": "base", "role": "checkpoint"})
+    return store.stage(MODEL, inputs, build, label, purpose)
 
 
 def base_of(config: Config, stage: Stage, dry_run: bool) -> Policy:

@@ -15,9 +15,10 @@ from judge_server import Line, completion, http, serving_bytes, user
 
 from iterative_ft.config.schema import ApiConfig, Config
 from iterative_ft.errors import RunError
-from iterative_ft.judges.api.replies import REPLIES, ask_block, grade, score_rows
-from iterative_ft.judges.api.rubric import coherence_rubric
+from iterative_ft.judges.api.replies import REPLIES, ask_block
 from iterative_ft.judges.api.transport import Caller
+from iterative_ft.judges.rubric.grades import grade, score_rows
+from iterative_ft.judges.rubric.prompts import coherence_rubric
 from iterative_ft.machine.files import read_jsonl
 
 TIMEOUT_S = 4.0

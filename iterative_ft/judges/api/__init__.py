@@ -1,1 +1,1 @@
-"""The judge behind an endpoint: what it is asked (`rubric`), asking (`endpoint`, `replies`), and what a reply comes to."""
+"""The judge behind an endpoint: one call (`transport`, `completion`), and asking about a block (`endpoint`, `replies`)."""

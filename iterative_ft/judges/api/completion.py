@@ -5,33 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from iterative_ft.judges.api.mask import MASKED, readable
 from iterative_ft.judges.api.transport import Unanswered
+from iterative_ft.judges.rubric.recorded import NEVER, Reply
 
-NEVER = -9999.0  # log-probability of what has none: minus infinity is no JSON
 LONGEST_NAME = 200  # characters of a model's or fingerprint's name
 MOST_TOKENS = 1_000_000_000  # of a prompt or reply: above it a count is a mistake
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the endpoint said to one request, as it said it, or why it said nothing."""
-
-    failure: str | None
-    n_attempts: int
-    text: str = ""
-    finish_reason: str | None = None
-    tokens: list[dict[str, Any]] | None = None
-    """Positions as `numbers.walk` reads them; None where the endpoint gave no log-probabilities."""
-    model: str | None = None
-    system_fingerprint: str | None = None
-    n_prompt_tokens: int = 0
-    n_completion_tokens: int = 0
-    detail: str = ""
-    """What the endpoint said about a failure, for the person who has to mend it; not recorded."""
 
 
 class Wrong(ValueError):

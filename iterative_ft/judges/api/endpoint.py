@@ -20,9 +20,10 @@ from iterative_ft.config.endpoint import SAME_MEANING
 from iterative_ft.config.environment import ORGANIZATION, check_endpoint
 from iterative_ft.config.schema import ApiConfig
 from iterative_ft.errors import RunError
-from iterative_ft.judges.api.completion import Reply, parse
+from iterative_ft.judges.api.completion import parse
 from iterative_ft.judges.api.mask import masker, shown
 from iterative_ft.judges.api.transport import Answer, Caller, Unanswered
+from iterative_ft.judges.rubric.recorded import Reply
 
 RETRIED = (408, 409, 429)  # and every 5xx
 FATAL = {

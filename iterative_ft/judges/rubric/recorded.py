@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from iterative_ft.judges.api.completion import Reply
-
 REPLIES, PARTIAL = "replies.jsonl", "partial.jsonl"
 HAD = (None, "judge_refused", "bad_logprobs")  # failures that are a reply all the same: asking again would bring another draw
+NEVER = -9999.0  # log-probability of what has none: minus infinity is no JSON
 # Types of a recorded reply's parts.
 RECORDED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("started", "text"), (str,)),
@@ -21,12 +20,30 @@ RECORDED: dict[str, tuple[type, ...]] = {
 }
 
 
+@dataclass(frozen=True)
+class Reply:
+    """What a judge said to one request, as it said it, or why it said nothing."""
+
+    failure: str | None
+    n_attempts: int
+    text: str = ""
+    finish_reason: str | None = None
+    tokens: list[dict[str, Any]] | None = None
+    """Positions as `numbers.walk` reads them; None where there are no log-probabilities."""
+    model: str | None = None
+    system_fingerprint: str | None = None
+    n_prompt_tokens: int = 0
+    n_completion_tokens: int = 0
+    detail: str = ""
+    """What the endpoint said about a failure, for the person who has to mend it; not recorded."""
+
+
 class Asked(TypedDict):
     """A row of replies.jsonl: all that was asked about one answer."""
 
     answer: int
     replies: list[dict[str, Any]]
-    """As in `endpoint.Reply`, with the digits they start from ("started") and their probability ("weight")."""
+    """As in `Reply`, with the digits they start from ("started") and their probability ("weight")."""
 
 
 def recorded(reply: Reply, started: str, weight: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the API judge is asked: one request about the trait, after the persona's own rubric, and one about coherence.
+"""What a language model is asked as a judge: one request about the trait, by the persona's rubric, and one about coherence.
 
 The two never see each other's scale: coherence is graded without regard to values or correctness, the trait without regard
 to quality.

@@ -1,0 +1,224 @@
+"""Forward passes over prompts and what follows them, under base or a policy in float32: likelihoods, entropies, states.
+
+Gauges read them here. One pass gives all values of its sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from iterative_ft.models.forward import Enough, Reader, Sequences, by_length, finite, held
+
+MIDDLE = 1 / 2  # the layer whose states are kept, as a share of all layers
+
+
+@dataclass(frozen=True)
+class TokenValues:
+    """What one forward pass over sequences gives of the tokens after each prompt: an array a sequence, a value a token."""
+
+    nll: list[np.ndarray]
+    """Negative log-likelihood, nats."""
+    entropy: list[np.ndarray]
+    """Of the next-token distribution that stood before each token, over the whole vocabulary, nats."""
+    kl: list[np.ndarray]
+    """KL(policy || base) of the same distributions, nats, 0 for base itself; empty unless asked for."""
+    states: SequenceStates
+
+
+@dataclass(frozen=True)
+class SequenceStates:
+    """Hidden states behind the layer at `MIDDLE`, each (sequences, width)."""
+
+    prompt: np.ndarray
+    """At the last token of the prompt."""
+    answer: np.ndarray
+    """The mean over what follows the prompt."""
+
+
+def token_values(
+    reader: Reader, adapter: Path | None, sequences: Sequences, kl: bool = False, exact: bool = True
+) -> TokenValues:
+    """Read sequences under the policy with `adapter` (None: the base).
+
+    Args:
+        exact: in float32; else the layers' products are rounded to bfloat16, which takes half the time where a processor has
+            them. The output head is never rounded: that alone takes 2 % off an entropy.
+    Raises:
+        RunError: a value is not finite.
+    """
+    found: TokenValues = reader.run(token_values_here, adapter=named(adapter), sequences=sequences, kl=kl, exact=exact)
+    for part in (found.nll, found.entropy, found.kl, [found.states.prompt, found.states.answer]):
+        finite(part, owner(adapter))
+    return found
+
+
+def sequence_states(reader: Reader, adapter: Path | None, sequences: Sequences, exact: bool = True) -> SequenceStates:
+    """The states alone: no layer behind the middle one is run.
+
+    Raises:
+        RunError: a value is not finite.
+    """
+    found: SequenceStates = reader.run(sequence_states_here, adapter=named(adapter), sequences=sequences, exact=exact)
+    finite([found.prompt, found.answer], owner(adapter))
+    return found
+
+
+def named(adapter: Path | None) -> str | None:
+    return None if adapter is None else str(adapter)
+
+
+def owner(adapter: Path | None) -> str:
+    return "the base model" if adapter is None else f"the policy of {adapter}"
+
+
+def token_values_here(
+    model: str,
+    adapter: str | None,
+    sequences: Sequences,
+    kl: bool,
+    exact: bool,
+    device_name: str,
+    dtype: str,
+    trust_remote_code: bool,
+) -> TokenValues:
+    import torch
+
+    nll: list[Any] = [None] * len(sequences)
+    entropy: list[Any] = [None] * len(sequences)
+    divergence: list[Any] = [None] * len(sequences) if kl else []
+    states = Collected(len(sequences))
+    rounded = torch.autocast(device_name, dtype=torch.bfloat16, enabled=not exact)
+    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad(), rounded:
+        for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
+            read = [sequences[i] for i in batch]
+            with watched(net) as seen, whole_head(net, device_name):
+                logs = next_token_logs(net, read)
+            states.add(batch, read, seen[0])
+            other = logs
+            if kl and adapter is not None:
+                with net.disable_adapter():
+                    other = next_token_logs(net, read)
+            for i, mine, theirs in zip(batch, logs, other, strict=True):
+                ids = torch.tensor(sequences[i][1], device=mine.device)
+                chances = mine.exp()
+                nll[i] = array(-mine.gather(1, ids[:, None])[:, 0])
+                entropy[i] = array(torch.special.entr(chances).sum(1))
+                if kl:
+                    divergence[i] = array((chances * (mine - theirs)).sum(1))
+    return TokenValues(nll, entropy, divergence, states.whole())
+
+
+def sequence_states_here(
+    model: str, adapter: str | None, sequences: Sequences, exact: bool, device_name: str, dtype: str, trust_remote_code: bool
+) -> SequenceStates:
+    import torch
+
+    states = Collected(len(sequences))
+    rounded = torch.autocast(device_name, dtype=torch.bfloat16, enabled=not exact)
+    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad(), rounded:
+        for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
+            read = [sequences[i] for i in batch]
+            ids, mask = padded(net, read)
+            with watched(net, enough=True) as seen, suppress(Enough):
+                net(input_ids=ids, attention_mask=mask, use_cache=False)
+            states.add(batch, read, seen[0])
+    return states.whole()
+
+
+def array(values: Any) -> np.ndarray:
+    found: np.ndarray = values.cpu().numpy().astype(float)
+    return found
+
+
+@contextmanager
+def watched(net: Any, enough: bool = False) -> Iterator[list[Any]]:
+    """Keeps what comes out of the layer at `MIDDLE`, (n, length, width), in each pass of the context.
+
+    Args:
+        enough: end the pass there, by `Enough`.
+    """
+    decoder = net.get_decoder()
+    layers = decoder.layers if hasattr(decoder, "layers") else decoder.h  # GPT-2 and its kin
+    seen: list[Any] = []
+
+    def hook(layer: Any, inputs: Any, output: Any) -> None:
+        seen.append(output[0] if isinstance(output, tuple) else output)
+        if enough:
+            raise Enough
+
+    handle = layers[max(1, int(MIDDLE * len(layers))) - 1].register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def whole_head(net: Any, device_name: str) -> Iterator[None]:
+    """Have the output head computed in the precision of its weights, whatever is rounded around it."""
+    import torch
+
+    head = net.get_output_embeddings()
+    own = head.forward
+
+    def forward(states: Any) -> Any:
+        with torch.autocast(device_name, enabled=False):
+            return own(states.to(head.weight.dtype))
+
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+
+
+class Collected:
+    """States of sequences, gathered batch by batch."""
+
+    def __init__(self, n: int) -> None:
+        self.prompts: list[Any] = [None] * n
+        self.answers: list[Any] = [None] * n
+
+    def add(self, numbers: Sequence[int], read: Sequences, states: Any) -> None:
+        """Take a batch's: (sequences, length, width)."""
+        for row, (number, (prompt, rest)) in enumerate(zip(numbers, read, strict=True)):
+            self.prompts[number] = array(states[row, len(prompt) - 1].float())
+            self.answers[number] = array(states[row, len(prompt) : len(prompt) + len(rest)].float().mean(0))
+
+    def whole(self) -> SequenceStates:
+        return SequenceStates(stacked(self.prompts), stacked(self.answers))
+
+
+def stacked(rows: list[np.ndarray]) -> np.ndarray:
+    return np.stack(rows) if rows else np.zeros((0, 0))
+
+
+def next_token_logs(net: Any, sequences: Sequences) -> list[Any]:
+    """Log-probabilities that stand before each token after the prompt: one tensor (tokens, vocabulary) a sequence."""
+    import torch
+
+    ids, mask = padded(net, sequences)
+    # The output head is run from where the first answer of the batch starts: a vocabulary's worth of numbers a token is much.
+    start = min(len(prompt) for prompt, _ in sequences) - 1
+    logits = net(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - start).logits
+    spans = [(len(prompt) - 1 - start, len(prompt) + len(rest) - 1 - start) for prompt, rest in sequences]
+    return [torch.log_softmax(logits[row, first:last].float(), -1) for row, (first, last) in enumerate(spans)]
+
+
+def padded(net: Any, sequences: Sequences) -> tuple[Any, Any]:
+    """Ids and attention mask of a batch, each (sequences, length)."""
+    import torch
+
+    longest = max(len(prompt) + len(rest) for prompt, rest in sequences)
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
+    for row, (prompt, rest) in enumerate(sequences):
+        ids[row, : len(prompt) + len(rest)] = torch.tensor([*prompt, *rest])
+        mask[row, : len(prompt) + len(rest)] = 1
+    return ids.to(net.device), mask.to(net.device)

@@ -1,0 +1,141 @@
+"""Stage `replies`: what a language model said as a judge about a block of answers, behind an endpoint or on an engine."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from iterative_ft.config.schema import ApiConfig, EngineConfig
+from iterative_ft.judges import engine
+from iterative_ft.judges.api import replies as endpoint
+from iterative_ft.judges.rubric.prompts import Rubric
+from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, Asked, Reply
+from iterative_ft.machine.files import write_jsonl
+from iterative_ft.sampling.interface import Block, Params, Request
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.blocks import ANSWERS, sampler_inputs
+from iterative_ft.store import Kind, Purpose, Stage, stage_key
+from iterative_ft.store.ahead import claimed, put
+
+REPLY = Kind("replies", 1)
+TOGETHER = 8  # requests of a block on a CPU: a judge's prompts are long, and a compiled engine takes few tokens at a time
+
+
+def replies(
+    bench: Bench, rubrics: tuple[Rubric, Rubric], blocks: list[Stage], label: str, purpose: Purpose
+) -> list[list[Stage]]:
+    """Replies to each rubric about each block of answers."""
+    settings = bench.config.judge
+    if isinstance(settings, ApiConfig):
+        return [[from_endpoint(bench, settings, rubric, block, label, purpose) for block in blocks] for rubric in rubrics]
+    assert isinstance(settings, EngineConfig)
+    wanted = [(rubric, block) for rubric in rubrics for block in blocks]
+    found = [from_engine(bench, settings, number, wanted, label, purpose) for number in range(len(wanted))]
+    return [found[: len(blocks)], found[len(blocks) :]]
+
+
+# -- behind an endpoint -------------------------------------------------------------------------------------------------------
+
+
+def from_endpoint(bench: Bench, settings: ApiConfig, rubric: Rubric, block: Stage, label: str, purpose: Purpose) -> Stage:
+    """What an endpoint said about one block of answers."""
+    inputs = endpoint.request_inputs(settings, rubric) | {"answers": block.digest}
+
+    def build(out: Path) -> dict[str, Any]:
+        before = bench.store.find(REPLY.name, stage_key(REPLY, inputs | {"attempt": settings.attempt - 1}))
+        earlier = [] if before is None else before.rows(REPLIES)
+        return endpoint.ask_block(out, settings, rubric, texts_of(block), earlier)
+
+    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=(PARTIAL,))
+
+
+def texts_of(block: Stage) -> list[tuple[str, str]]:
+    """Prompts and answers of a block."""
+    return [(row["prompt"], row["text"]) for row in block.rows(ANSWERS)]
+
+
+# -- on an engine -------------------------------------------------------------------------------------------------------------
+
+
+def from_engine(
+    bench: Bench, settings: EngineConfig, number: int, wanted: list[tuple[Rubric, Stage]], label: str, purpose: Purpose
+) -> Stage:
+    """What the engine said about one block of answers by one rubric.
+
+    The first that is missing asks for all that are missing after it, in the same engine call.
+    """
+    all_inputs = [engine_inputs(bench, settings, rubric, block) for rubric, block in wanted]
+
+    def build(out: Path) -> dict[str, Any]:
+        others = list(range(number + 1, len(wanted)))
+        with claimed(bench.store, [(REPLY, all_inputs[other]) for other in others]) as mine:
+            chosen = [number, *(others[place] for place in mine)]
+            started = time.monotonic()
+            rows = ask_engine(bench, settings, [wanted[one] for one in chosen])
+            each_s = (time.monotonic() - started) / len(chosen)
+            for one, found in list(zip(chosen, rows, strict=True))[1:]:
+
+                def build_other(folder: Path, found: list[Asked] = found) -> dict[str, Any]:
+                    return kept(folder, found, settings) | {"seconds": each_s}
+
+                put(bench.store, REPLY, all_inputs[one], build_other, named(label, wanted[one][0]))
+        return kept(out, rows[0], settings) | {"seconds": each_s}
+
+    return bench.store.stage(REPLY, all_inputs[number], build, named(label, wanted[number][0]), purpose)
+
+
+def named(label: str, rubric: Rubric) -> str:
+    return f"{label}: ask about {rubric.asks}"
+
+
+def engine_inputs(bench: Bench, settings: EngineConfig, rubric: Rubric, block: Stage) -> dict[str, Any]:
+    """What the engine's replies about a block depend on."""
+    judging = bench.judging
+    model = judging.config.model
+    return {
+        **engine.request_inputs(settings, rubric.asks, rubric.digest),
+        "answers": block.digest,
+        "model": judging.model.digest,
+        "template": [model.chat_template_kwargs, model.end_token],
+        **sampler_inputs(judging),
+    }
+
+
+def kept(out: Path, rows: list[Asked], settings: EngineConfig) -> dict[str, Any]:
+    write_jsonl(out / REPLIES, rows)
+    return engine.counts(rows, settings)
+
+
+def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, Stage]]) -> list[list[Asked]]:
+    """Ask the base weights of the judging model about blocks of answers; rows of replies, a list a block."""
+    judging = bench.judging
+    texts = [(rubric, prompt, text) for rubric, block in wanted for prompt, text in texts_of(block)]
+    codec, room = judging.codec, judging.config.sampler.max_model_len
+    prompts = [codec.conversation(rubric.messages(prompt, text)) for rubric, prompt, text in texts]
+    params = Params(0.0, 1.0, settings.max_new_tokens, list(codec.answer_end_ids), [], settings.top_logprobs)
+    who = judging.config.model.name if settings.model is None else settings.model, judging.model.digest[:12]
+    sampler = judging.sampler
+    sampler.load(judging.known(judging.base))
+
+    def say(questions: list[engine.Question]) -> list[Reply]:
+        ids = [[*prompts[q.answer], *codec.answer(q.started)[:-1]] if q.started else prompts[q.answer] for q in questions]
+        fits = [number for number, one in enumerate(ids) if len(one) + params.max_new_tokens <= room or bench.config.fake]
+        requests = [Request(ids[number], seed=0) for number in fits]
+        together = TOGETHER if judging.device == "cpu" else max(1, len(requests))
+        blocks = [Block(requests[at : at + together], params) for at in range(0, len(requests), together)]
+        written = [completion for sampled in sampler.sample_blocks(blocks) for completion in sampled.completions]
+        found = [engine.refused("too_long", *who)] * len(ids)
+        for number, completion in zip(fits, written, strict=True):
+            ended = completion.finish_reason == "stop"
+            said = engine.Written(completion.ids, ended, completion.top, len(ids[number]))
+            found[number] = engine.reply_of(said, codec.token_text, *who)
+        return found
+
+    rows = engine.ask(len(texts), settings, say)
+    found, at = [], 0
+    for _, block in wanted:
+        n = len(block.rows(ANSWERS))
+        found.append([{**row, "answer": place} for place, row in enumerate(rows[at : at + n])])
+        at += n
+    return found  # type: ignore[return-value]
