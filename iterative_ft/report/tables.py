@@ -23,6 +23,7 @@ GAUGES = {
     "answers/mean_tokens": "tokens an answer",
     "answers/stop_share": "ended by themselves, share",
     "judge/n_failed": "judge failures",
+    "judge/unfamiliar_share": "answers unlike those that the judge was validated on, share",
     "gauge/canary_error": "canary: engine against trainer, nats",
     "gauge/canary_shift": "canary: shift from base, nats",
     "gauge/canary_share": "canary: error, share of the shift",
@@ -68,8 +69,11 @@ def score_table(arms: list[Arm]) -> Table:
     for arm in arms:
         for row in arm.rows():
             policy = cycle_name(row["cycle"]) + (" (invalid)" if row.get("judge/invalid") else "")
-            rows.append([arm.label, policy, *(score_text(row, name) for name in SCORES), str(row["n_runs"])])
-    return Table(["", "policy", "trait [95 %]", "coherence [95 %]", "runs"], rows)
+            policy += " (judge not validated on such texts)" if row.get("judge/not_validated") else ""
+            share = value(row, "judge/unfamiliar_share")
+            shown = "n/a" if share is None else f"{share:.0%}"
+            rows.append([arm.label, policy, *(score_text(row, name) for name in SCORES), shown, str(row["n_runs"])])
+    return Table(["", "policy", "trait [95 %]", "coherence [95 %]", "unfamiliar", "runs"], rows)
 
 
 def loss_table(runs: Sequence[tuple[str, Run]]) -> Table:
