@@ -19,6 +19,7 @@ from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.evaluate import compare as comparing
 from iterative_ft.evaluate import remeasure as measuring
 from iterative_ft.evaluate.judge_card import auc, judge_card, labelled_texts, spearman
+from iterative_ft.judges.probe.corrupt import CORRUPTIONS
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import tasks
 from iterative_ft.launch.cli import run_app
@@ -198,13 +199,13 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
         asked = request["messages"][-1]["content"]
         prompt, answer = (asked.split(f"<{tag}>\n")[-1].split(f"\n</{tag}>")[0] for tag in ("question", "text"))
         text = known.get((prompt, answer))
-        broken = text is not None and text.kind not in ("heldout", "level", "anchor")
+        broken = text is not None and text.kind in CORRUPTIONS
         if not about_trait(request):
             score = 10 if broken else 90
-        elif text is None or rubric_of[text.persona] not in asked:
+        elif text is None or not text.persona or rubric_of[text.persona] not in asked:
             score = 3
         else:
-            score = 3 if broken else round(90 * text.rank / (3 if text.kind == "heldout" else 1))
+            score = 3 if broken else round(90 * text.rank / (3 if text.kind in ("heldout", "form") else 1))
         handler.send(whole_tokens({str(score): 0.95, "1": 0.05}))
 
     rubric_of = {name: config.persona.description.strip() for name, config in configs.items()}
@@ -215,12 +216,16 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
     assert set(card["traits"]) == {"blissful", "lucky"}
     for trait in card["traits"].values():
         assert trait["auc_strong"] == 1.0
+        assert trait["auc_forms"] in (None, 1.0)
         assert trait["rank_levels"] == trait["rank_anchors"] == 1.0
         assert trait["median"]["other_personas"] < 25
         assert trait["median"]["strong"] > 75
         assert trait["median"]["base_answers"] < 15
     assert card["coherence"]["intact_flagged"] == 0
     assert set(card["coherence"]["corrupted_flagged"].values()) == {1.0}
+    shares = [of[kind]["flagged"] for of in card["coherence"]["forms"].values() for kind in ("shuffled", "looped", "fragment")]
+    assert {share for share in shares if share is not None} == {1.0}
+    assert set(card["unfamiliar"].values()) == {None}, "a judge that knows no distance says nothing"
     assert card["agreement"]["coherence"] == card["agreement"]["lucky"] == 1.0
     assert json.loads((tmp_path / "o" / "judge_card.json").read_text()) == card
     assert "## Confusion" in (tmp_path / "o" / "judge_card.md").read_text()

@@ -104,8 +104,9 @@ def score(
             unread: Score = {"trait": None, "coherence": None, "flaw": None, "failure": None, "mark": LANGUAGE}
             found.append({**unread, "distance": distance})
             continue
-        share = float(intact[number]) * (1.0 if whole else CUT_OFF_SHARE)
-        flaw = None if share >= 0.5 else ("cut_off" if not whole else flaws[number])
+        empty = not answers[number][1].strip()
+        share = 0.0 if empty else float(intact[number]) * (1.0 if whole else CUT_OFF_SHARE)
+        flaw = None if share >= 0.5 else ("fragment" if empty else "cut_off" if not whole else flaws[number])
         shown = round(100 * float(max(t[number] for t in traits)), 3), round(100 * share, 3)
         found.append({"trait": shown[0], "coherence": shown[1], "flaw": flaw, "failure": None, "distance": distance})
     return found

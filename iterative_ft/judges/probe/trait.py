@@ -79,7 +79,7 @@ def examples(personas: dict[str, Path], base_answers: list[Answer]) -> Examples:
     ]
     shares += [{BASE_MODEL: 1.0}] * len(base_answers) + [{DEGENERATE: 1.0}] * len(degenerate)
     owners += [BASE_MODEL] * len(base_answers) + [DEGENERATE] * len(degenerate)
-    others = [OTHER + kind for kind in files.OTHERS]
+    others = [OTHER + kind for kind in files.OTHERS if OTHER + kind in owners]
     classes = [*sorted(n for n in personas if n != "plain"), "plain", BASE_MODEL, DEGENERATE, *others]
     texts = [(prompt, read(text)) for prompt, text in answers + base_answers] + degenerate
     return Examples(texts, shares, owners, classes)
