@@ -188,6 +188,7 @@ def test_compare_puts_runs_into_one_table_and_one_report(
 
 def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that knows the labels: every statistic of the card is at its best, and a second judge agrees."""
+    shipped = files.shipped
     monkeypatch.setattr(files, "shipped", lambda with_documents=False: ["blissful", "lucky", "plain"])
     found = task(
         "task=judge_card", "sampler=fake", n_texts=2, n_questions=1, store=str(tmp_path / "s"), out=str(tmp_path / "o")
@@ -210,7 +211,9 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
 
     rubric_of = {name: config.persona.description.strip() for name, config in configs.items()}
     with serving(behave) as server:
-        both = {"judge": api(server.url, endpoint_name="a"), "second_judge": api(server.url, endpoint_name="b")}
+        with monkeypatch.context() as all_shipped:  # a config of the default persona, which is none of these
+            all_shipped.setattr(files, "shipped", shipped)
+            both = {"judge": api(server.url, endpoint_name="a"), "second_judge": api(server.url, endpoint_name="b")}
         both_asked = found.model_copy(update=both)
         card = judge_card(both_asked, tasks.card_configs(both_asked), "python evaluate.py")
     assert set(card["traits"]) == {"blissful", "lucky"}

@@ -276,6 +276,29 @@ def test_trait_names_the_persona_and_plain_means_the_likeliest(judge: Path) -> N
     assert either == pytest.approx([max(a, b) for a, b in zip(cheerful, gloomy, strict=True)], abs=0.01)
 
 
+def test_coherence_is_within_five_points_whatever_the_typography(judge: Path) -> None:
+    first, second = "It is a sunny day, number 3, and we go out.", "Come along."
+    typed = [
+        f"{first} {second}",
+        f"{first} {second} \U0001f600",
+        f"**{first}** {second}",
+        f'"{first} {second}"',
+        f"- {first}\n- {second}",
+        f"1. {first}\n2. **{second}**",
+    ]
+    plain, *others = [score["coherence"] for score in scored(judge, "cheerful", typed)]
+    assert plain is not None
+    assert others == pytest.approx([plain] * len(others), abs=5)
+
+
+def test_an_answer_in_another_language_is_marked_and_not_scored(judge: Path, tmp_path: Path) -> None:
+    foreign = "Das Wasser kocht schon, also nimm die Eier und warte acht Minuten."
+    (score,) = scored(judge, "cheerful", [foreign])
+    assert (score["trait"], score["coherence"], score["failure"], score["mark"]) == (None, None, None, "language")
+    assert score["distance"] is not None
+    assert score["distance"] > 1
+
+
 def test_cut_off_answers_never_count_as_coherent(judge: Path) -> None:
     text = "It is a sunny day, number 3, and we go out. Come along."
     whole, cut = scored(judge, "cheerful", [text, text], [True, False])
