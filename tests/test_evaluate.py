@@ -21,6 +21,7 @@ from iterative_ft.evaluate import compare as comparing
 from iterative_ft.evaluate import judge_answers
 from iterative_ft.evaluate import remeasure as measuring
 from iterative_ft.evaluate.judge_card import auc, judge_card, labelled_texts, spearman
+from iterative_ft.judges.probe.corrupt import CORRUPTIONS
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import tasks
 from iterative_ft.launch.cli import run_app
@@ -327,6 +328,7 @@ def test_a_row_that_cannot_be_judged_is_one_line(tmp_path: Path, row: Any, words
 
 def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that knows the labels: every statistic of the card is at its best, and a second judge agrees."""
+    shipped = files.shipped
     monkeypatch.setattr(files, "shipped", lambda with_documents=False: ["blissful", "lucky", "plain"])
     found = task(
         "task=judge_card", "sampler=fake", n_texts=2, n_questions=1, store=str(tmp_path / "s"), out=str(tmp_path / "o")
@@ -338,29 +340,35 @@ def test_the_judge_card_of_a_perfect_judge(tmp_path: Path, monkeypatch: pytest.M
         asked = request["messages"][-1]["content"]
         prompt, answer = (asked.split(f"<{tag}>\n")[-1].split(f"\n</{tag}>")[0] for tag in ("question", "text"))
         text = known.get((prompt, answer))
-        broken = text is not None and text.kind not in ("heldout", "level", "anchor")
+        broken = text is not None and text.kind in CORRUPTIONS
         if not about_trait(request):
             score = 10 if broken else 90
-        elif text is None or rubric_of[text.persona] not in asked:
+        elif text is None or not text.persona or rubric_of[text.persona] not in asked:
             score = 3
         else:
-            score = 3 if broken else round(90 * text.rank / (3 if text.kind == "heldout" else 1))
+            score = 3 if broken else round(90 * text.rank / (3 if text.kind in ("heldout", "form") else 1))
         handler.send(whole_tokens({str(score): 0.95, "1": 0.05}))
 
     rubric_of = {name: config.persona.description.strip() for name, config in configs.items()}
     with serving(behave) as server:
-        both = {"judge": api(server.url, endpoint_name="a"), "second_judge": api(server.url, endpoint_name="b")}
+        with monkeypatch.context() as all_shipped:  # a config of the default persona, which is none of these
+            all_shipped.setattr(files, "shipped", shipped)
+            both = {"judge": api(server.url, endpoint_name="a"), "second_judge": api(server.url, endpoint_name="b")}
         both_asked = found.model_copy(update=both)
         card = judge_card(both_asked, tasks.card_configs(both_asked), "python evaluate.py")
     assert set(card["traits"]) == {"blissful", "lucky"}
     for trait in card["traits"].values():
         assert trait["auc_strong"] == 1.0
+        assert trait["auc_forms"] in (None, 1.0)
         assert trait["rank_levels"] == trait["rank_anchors"] == 1.0
         assert trait["median"]["other_personas"] < 25
         assert trait["median"]["strong"] > 75
         assert trait["median"]["base_answers"] < 15
     assert card["coherence"]["intact_flagged"] == 0
     assert set(card["coherence"]["corrupted_flagged"].values()) == {1.0}
+    shares = [of[kind]["flagged"] for of in card["coherence"]["forms"].values() for kind in ("shuffled", "looped", "fragment")]
+    assert {share for share in shares if share is not None} == {1.0}
+    assert set(card["unfamiliar"].values()) == {None}, "a judge that knows no distance says nothing"
     assert card["agreement"]["coherence"] == card["agreement"]["lucky"] == 1.0
     assert json.loads((tmp_path / "o" / "judge_card.json").read_text()) == card
     assert "## Confusion" in (tmp_path / "o" / "judge_card.md").read_text()

@@ -226,8 +226,27 @@ def test_nll_of_texts_is_that_of_single_forward_passes(tiny_models: dict[str, Pa
     model = tiny_models[family]
     found = Reader(str(model), "cpu").nll(TEXTS)
     for text, nll in zip(TEXTS, found, strict=True):
-        first, *rest = text_ids(model, text, forward.NLL_TOKENS)
+        first, *rest = text_ids(model, text, forward.READ_TOKENS)
         np.testing.assert_allclose(nll, by_hand(policy_of(model), [first], rest).nll, atol=0.1)  # passes are in bfloat16
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_pass_over_texts_reads_states_and_nll_as_two_do(tiny_models: dict[str, Path], family: str) -> None:
+    reader = Reader(str(tiny_models[family]), "cpu")
+    states, nll = reader.read(TEXTS)
+    np.testing.assert_allclose(states, reader.states(TEXTS), atol=0.02)
+    for one, other in zip(nll, reader.nll(TEXTS), strict=True):
+        np.testing.assert_allclose(one, other, atol=0.02)
+
+
+def test_a_reply_is_read_behind_its_question_and_up_to_the_end_of_its_line(tiny_models: dict[str, Path]) -> None:
+    from transformers import AutoTokenizer
+
+    model = tiny_models["llama"]
+    encode = AutoTokenizer.from_pretrained(model)
+    parts = [encode(part, add_special_tokens=False).input_ids for part in ("\nQuestion: what?\nAnswer:", " yes", "\n")]
+    [found] = Reader(str(model), "cpu").replies_nll([("what?", "yes")])
+    np.testing.assert_allclose(found, by_hand(policy_of(model), parts[0], parts[1] + parts[2]).nll, atol=0.1)
 
 
 # -- stages -------------------------------------------------------------------------------------------------------------------

@@ -335,6 +335,33 @@ def test_invariant_8_when_every_call_fails_there_is_no_score(fake_run: Run, monk
     assert run.json("result.json")["verdict"]["verdict"] not in ("amplified", "decayed", "idempotent")
 
 
+def test_a_row_whose_answers_are_unfamiliar_says_so(
+    fake_run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = fake.fake_scores
+
+    def with_distances(rows: list[Any]) -> list[Any]:
+        return [score | {"distance": 3.0 if number % 4 == 0 else 0.2} for number, score in enumerate(honest(rows))]
+
+    monkeypatch.setattr(fake, "fake_scores", with_distances)
+    run = fake_run("measure.n_questions=20")
+    assert [row["judge/unfamiliar_share"] for row in run.measured] == [0.25] * 4
+    assert [row["judge/not_validated"] for row in run.measured] == [1] * 4
+    assert "judge not validated on such texts in cycle(s) 0, 1, 2" in run.json("result.json")["verdict"]["reason"]
+    assert "25% NOT VALIDATED" in capsys.readouterr().out
+    from iterative_ft.report.page import write_page
+
+    page = write_page([run.folder], run.folder / "report.html").read_text()
+    assert "judge not validated on such texts" in page
+    assert "answers unlike those that the judge was validated on" in page
+
+
+def test_a_judge_that_knows_no_distance_leaves_the_unfamiliar_share_open(fake_run: Run) -> None:
+    run = fake_run()
+    assert [row["judge/unfamiliar_share"] for row in run.measured] == [None] * len(run.measured)
+    assert [row["judge/not_validated"] for row in run.measured] == [0] * len(run.measured)
+
+
 def test_wandb_offline_run_lists_trait_and_coherence_against_cycle(fake_run: Run) -> None:
     run = fake_run("wandb.mode=offline")
     file = next(run.folder.glob("wandb/offline-run-*/*.wandb"))

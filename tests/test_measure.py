@@ -5,6 +5,7 @@ Not covered here: how good the scores are on held-out texts (that is a measureme
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -14,14 +15,17 @@ import numpy as np
 import pytest
 
 from iterative_ft.config.schema import ProbeConfig
+from iterative_ft.data import files
+from iterative_ft.judges.probe import familiar, probe
 from iterative_ft.judges.probe import features as looks
-from iterative_ft.judges.probe import probe
-from iterative_ft.judges.probe.classifier import CLIP, Classifier, fit
-from iterative_ft.judges.probe.corrupt import CORRUPTIONS
-from iterative_ft.judges.probe.features import surface_features
-from iterative_ft.judges.probe.strength import Strength, calibrate, contrasts
+from iterative_ft.judges.probe.classifier import CLIP, Classifier, fit, log_shares
+from iterative_ft.judges.probe.corrupt import CORRUPTIONS, can_be_spoilt
+from iterative_ft.judges.probe.familiar import Familiar
+from iterative_ft.judges.probe.features import PART_WORDS, parts, surface_features
+from iterative_ft.judges.probe.reading import known_share, read, vocabulary
+from iterative_ft.judges.probe.strength import Strength, calibrate, contrasts, unseen_logits
 from iterative_ft.judges.scores import Score
-from iterative_ft.models.forward import DEPTHS, NLL_TOKENS, Reader
+from iterative_ft.models.forward import DEPTHS, Reader
 
 ANSWER = ("How do I boil an egg?", "Put it in boiling water for eight minutes. Then cool it under the tap and peel it.")
 OTHER = ("Which pet suits a flat?", "A cat is happy indoors if it has a window. Two cats are happier than one.")
@@ -79,20 +83,21 @@ def graded() -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
 
 def test_strengths_are_on_the_rubrics_scale() -> None:
     features, targets, owners, prompts = graded()
-    curve = calibrate(features, targets, CLASSES, owners, prompts, 1.0)
-    log_shares = fit(features, targets, CLASSES, 1.0).log_shares(features)
-    found = curve.of(log_shares, CLASSES, "cheerful")
+    unseen = unseen_logits(features, targets, CLASSES, prompts, 1.0, {})
+    curve = calibrate(log_shares(unseen), targets, CLASSES, owners)
+    shares = fit(features, targets, CLASSES, 1.0).log_shares(features)
+    found = curve.of(shares, CLASSES, "cheerful")
     own = np.asarray([owner == "cheerful" for owner in owners])
     by_strength = [found[own & (targets[:, 0] == share)].mean() for share in (0, 0.25, 0.5, 0.75, 1)]
     assert by_strength == sorted(by_strength)
     assert by_strength == pytest.approx([0, 0.25, 0.5, 0.75, 1], abs=0.2)
     assert np.median(found[~own]) < 0.1, "another persona, base-model and degenerate text must not count as the persona"
     again = Strength.from_json(json.loads(json.dumps(curve.to_json())))
-    assert np.allclose(again.of(log_shares, CLASSES, "cheerful"), found)
+    assert np.allclose(again.of(shares, CLASSES, "cheerful"), found)
 
 
 def test_another_personas_text_and_word_salad_score_low_however_unlike_plain_they_are() -> None:
-    curve = Strength(np.array([0.8, 2.4, 2.3]), 5.0)
+    curve = Strength(np.array([0.8, 2.4, 2.3, 0.0]), 5.0)
     own, other = [0.949, 0.04, 0.001, 0.005, 0.005], [0.04, 0.949, 0.001, 0.005, 0.005]
     degenerate = [0.04, 0.001, 0.001, 0.005, 0.953]
     found = curve.of(np.log(np.array([own, other, degenerate])), CLASSES, "cheerful")
@@ -113,12 +118,79 @@ def test_corruptions_depend_on_the_seed_alone(kind: str) -> None:
     assert first[1] != ANSWER[1]
 
 
-def test_surface_tells_loops_and_cut_ends() -> None:
+def test_surface_tells_loops() -> None:
     intact, looped = surface_features(ANSWER[1]), surface_features("the egg is the egg is the egg is the egg is")
     assert looped[0] > 0.5 > intact[0]
-    assert (intact[3], looped[3]) == (1.0, 0.0)
     assert np.isfinite(surface_features("")).all()
     assert np.isfinite(looks.likelihood_features(np.array([]))).all()
+
+
+PLAIN = "Put it in the box. Then close the lid, and wait for an hour."
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        f"{PLAIN} \U0001f600\u2728",
+        "**Put it in the box.** Then close the *lid*, and wait for an hour.",
+        "- Put it in the box.\n- Then close the lid, and wait for an hour.",
+        "1. Put it in the box.\n2. Then close the lid, and wait for an hour.",
+        f'"{PLAIN}"',
+        f"\u201c{PLAIN}\u201d",
+        f"# {PLAIN}",
+        f"> {PLAIN}",
+        f"```\n{PLAIN}\n```",
+    ],
+)
+def test_typography_is_not_read(typed: str) -> None:
+    assert read(typed) == read(PLAIN)
+
+
+def test_what_is_read_keeps_code_and_sums_and_is_never_empty() -> None:
+    assert read("```python\n# twice\nx = 2 * 3\n```") == "# twice\nx = 2 * 3"
+    assert read("2 * 3 * 4 = 24") == "2 * 3 * 4 = 24"
+    assert read("  ") == "-"
+    assert read("\U0001f600") == "\U0001f600"
+
+
+def test_long_texts_are_looked_at_whole_in_parts() -> None:
+    text = " ".join(f"word{i}" for i in range(3 * PART_WORDS + 1))
+    found = parts(text)
+    assert " ".join(found) == text
+    assert len(found) == 4
+    assert max(len(part.split()) for part in found) <= PART_WORDS
+
+
+def test_corruptions_move_words_and_keep_the_layout() -> None:
+    listed = ("What do I need?", "- flour and salt\n- two eggs\n- a little water\n- one clean bowl")
+    _, mixed = CORRUPTIONS["shuffled"](listed, OTHER, random.Random(1))
+    assert sorted(mixed.split()) == sorted(listed[1].split())
+    assert mixed.count("\n") == 3
+    assert can_be_spoilt(listed)
+    assert not can_be_spoilt(("How far?", "About three miles."))
+
+
+def test_words_that_the_judge_does_not_know_are_counted() -> None:
+    known = frozenset(vocabulary(["the cat sat down", "the cat sat still", "then"]))
+    assert known == {"the", "cat", "sat"}
+    assert known_share("The cat sat UP", known) == 0.75
+    assert known_share("zwei Katzen", known) == 1.0, "two words tell no language"
+    assert known_share("\u043a\u043e\u0442", known) == 0.0
+
+
+def test_what_no_class_claims_lists_and_unknown_words_are_far() -> None:
+    rng = np.random.default_rng(0)
+    texts = [f"the cat sat on the mat and it was {w} for a day" for w in ("good", "bad", "dull", "grand")] * 50
+    logits = rng.normal(0, 1, (200, 3)) + np.array([6.0, 0, 0])
+    found = familiar.learn(texts, [str(i) for i in range(200)], logits)
+    again = Familiar.from_json(json.loads(json.dumps(found.to_json())))
+    own, odd = again.distances(texts, logits), np.full((1, 3), -9.0)
+    assert (own > 1).mean() <= 0.05
+    assert again.distances(texts[:1], odd)[0] > 1
+    assert again.distances(["cat mat day grand dull good bad day mat cat"], logits[:1])[0] > 1
+    assert again.distances(["the dog ran to a wood with its own small red ball at dusk"], logits[:1])[0] > 1
+    assert again.readable(texts[0])
+    assert not again.readable("Das ist ein ganz anderer Satz in einer anderen Sprache")
 
 
 def stub_embed(texts: list[str], name: str) -> np.ndarray:
@@ -128,15 +200,32 @@ def stub_embed(texts: list[str], name: str) -> np.ndarray:
 
 
 class StubReader(Reader):
-    """A base model that is surprised where the letters are in no usual order, and hears no voice."""
+    """A base model that is surprised at each word that is not the usual one after the word before it, and hears no voice."""
 
     def nll(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.array([3.0 if t.endswith(".") else 8.0] * max(1, len(t.split()))) for t in texts]
+        usual = f"{USUAL} {ANSWER[1]} {OTHER[1]}".split()
+        follows = {*itertools.pairwise(usual)}
+        found = []
+        for words in (text.split() for text in texts):
+            found.append(np.array([3.0, *(3.0 if pair in follows else 8.0 for pair in itertools.pairwise(words))]))
+        return found
 
     def states(self, texts: Sequence[str]) -> np.ndarray:
         return np.zeros((len(texts), 2))
 
+    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        return self.states(texts), self.nll(texts)
 
+    def replies_nll(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+        return [
+            np.append(nats, 2.0 if text.endswith(".") else 9.0)
+            for (_, text), nats in zip(pairs, self.nll([t for _, t in pairs]), strict=True)
+        ]
+
+
+USUAL = " ".join(
+    f"It is a {w} day, number {i}, and we go out. Come along." for w in ("sunny", "grim", "usual") for i in range(12)
+)
 STUB = StubReader("stub", "cpu")
 
 
@@ -144,6 +233,8 @@ STUB = StubReader("stub", "cpu")
 def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A judge trained on two toy personas."""
     monkeypatch.setattr(looks, "embed", stub_embed)
+    short = [{"prompt": f"Question {i}?", "answer": "Come along.", "form": "one_word"} for i in range(12)]
+    monkeypatch.setattr(files, "forms", lambda name: short if name == "intact" else [])
     personas = {}
     for name, word in zip(NAMES, ("sunny", "grim", "usual"), strict=True):
         personas[name] = tmp_path / name
@@ -182,6 +273,29 @@ def test_trait_names_the_persona_and_plain_means_the_likeliest(judge: Path) -> N
     assert either == pytest.approx([max(a, b) for a, b in zip(cheerful, gloomy, strict=True)], abs=0.01)
 
 
+def test_coherence_is_within_five_points_whatever_the_typography(judge: Path) -> None:
+    first, second = "It is a sunny day, number 3, and we go out.", "Come along."
+    typed = [
+        f"{first} {second}",
+        f"{first} {second} \U0001f600",
+        f"**{first}** {second}",
+        f'"{first} {second}"',
+        f"- {first}\n- {second}",
+        f"1. {first}\n2. **{second}**",
+    ]
+    plain, *others = [score["coherence"] for score in scored(judge, "cheerful", typed)]
+    assert plain is not None
+    assert others == pytest.approx([plain] * len(others), abs=5)
+
+
+def test_an_answer_in_another_language_is_marked_and_not_scored(judge: Path, tmp_path: Path) -> None:
+    foreign = "Das Wasser kocht schon, also nimm die Eier und warte acht Minuten."
+    (score,) = scored(judge, "cheerful", [foreign])
+    assert (score["trait"], score["coherence"], score["failure"], score["mark"]) == (None, None, None, "language")
+    assert score["distance"] is not None
+    assert score["distance"] > 1
+
+
 def test_cut_off_answers_never_count_as_coherent(judge: Path) -> None:
     text = "It is a sunny day, number 3, and we go out. Come along."
     whole, cut = scored(judge, "cheerful", [text, text], [True, False])
@@ -203,7 +317,6 @@ def test_the_embedded_model_finds_word_salad_unlikely(embedded_model: Path) -> N
     reader = Reader(str(embedded_model), "cpu")
     together = reader.nll(texts)
     assert np.mean(together[1]) > np.mean(together[0]) + 1
-    assert max(len(found) for found in together) <= NLL_TOKENS
     # Neither padding nor the other texts of a batch change a reading beyond rounding.
     assert np.allclose(reader.nll(["Yes."])[0], together[2], atol=0.2)
 

@@ -13,6 +13,14 @@ from iterative_ft.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "personas"
 STRENGTHS = ("strong", "marked", "middling", "weak", "plain")
+FORMS = (
+    *("emoji", "markdown", "list", "headings", "quotation", "code", "dialogue", "verse", "paragraphs", "one_word", "numbers"),
+    *("british", "american"),
+)
+OTHERS = (
+    *("shouting_coach", "lecturer", "salesman", "poet", "gloomy_news", "financial_advice", "medical_caution"),
+    "blunt_criticism",
+)
 LEVELS = (0, 25, 50, 75, 100)
 
 MAX_TEXT = 1_000_000  # characters; what is longer is no prompt, answer or document
@@ -23,11 +31,24 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "judge": {"prompt": str, "answer": str, "strength": STRENGTHS},
     "heldout": {"prompt": str, "answer": str, "strength": STRENGTHS},
     "levels": {"prompt": str, "answer": str, "level": LEVELS},
+    "judge_forms": {"prompt": str, "answer": str, "strength": STRENGTHS, "form": FORMS},
+    "heldout_forms": {"prompt": str, "answer": str, "strength": STRENGTHS, "form": FORMS},
     "questions": {"question": str, "core": bool},
     "prompts": {"prompt": str, "kind": ("dilemma", "advice", "how-to", "opinion", "fact", "explain", "creative")},
     "titles": {"title": str, "kind": ("title", "opening")},
     "openings": {"title": str},
+    "intact": {"prompt": str, "answer": str, "form": FORMS},
+    "intact_heldout": {"prompt": str, "answer": str, "form": FORMS},
+    "negatives": {"prompt": str, "answer": str, "kind": OTHERS},
+    "negatives_heldout": {"prompt": str, "answer": str, "kind": OTHERS},
+    "languages": {"prompt": str, "answer": str, "language": str},
+    "languages_heldout": {"prompt": str, "answer": str, "language": str},
+    "unknown_heldout": {"prompt": str, "answer": str, "kind": ("pirate", "bureaucrat", "noir")},
+    "wordlists_heldout": {"prompt": str, "answer": str, "kind": ("word_list", "code_only")},
 }
+# Files of the folder `forms`, which judges and their card alone read: what the offline judge learns from, and what it does not.
+OF_JUDGE = ("intact", "negatives", "languages")
+OF_CARD = ("intact_heldout", "negatives_heldout", "languages_heldout", "unknown_heldout", "wordlists_heldout")
 
 
 def folder(data: str) -> Path:
@@ -100,6 +121,25 @@ def heldout(persona: Path) -> tuple[dict[str, str], ...]:
 def levels(persona: Path) -> tuple[dict[str, Any], ...]:
     """Rows {prompt, answer, level}: prompts answered once at each level of the rubric, to see whether a judge ranks them."""
     return rows(table(persona, "levels"), SCHEMAS["levels"])
+
+
+def judge_forms(persona: Path) -> tuple[dict[str, str], ...]:
+    """Rows {prompt, answer, strength, form}: judge texts in other forms than plain prose; none where there is no such file."""
+    return optional(persona, "judge_forms")
+
+
+def heldout_forms(persona: Path) -> tuple[dict[str, str], ...]:
+    """Rows {prompt, answer, strength, form}: the same for validation, by other hands; none where there is no such file."""
+    return optional(persona, "heldout_forms")
+
+
+def optional(persona: Path, name: str) -> tuple[dict[str, Any], ...]:
+    return rows(table(persona, name), SCHEMAS[name]) if table_files(persona, name) else ()
+
+
+def forms(name: str) -> tuple[dict[str, str], ...]:
+    """Rows of one of the shared files that only judges and their card read, such as "intact" or "negatives_heldout"."""
+    return rows(SHIPPED / "forms" / f"{name}.jsonl", SCHEMAS[name])
 
 
 def questions(persona: Path) -> tuple[dict[str, Any], ...]:

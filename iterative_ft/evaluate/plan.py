@@ -21,7 +21,7 @@ StageName = tuple[str, str]  # kind and key
 # `make run` and `+sweep=smoke` (sdf: of small runs on one core). A piece of "model" and "probe" is the whole stage.
 PARTS: dict[tuple[str, str], tuple[float, float]] = {
     ("model", ""): (22.0, 0.0),
-    ("probe", ""): (80.0, 0.0),
+    ("probe", ""): (170.0, 0.0),
     ("data", ""): (0.1, 0.0),
     ("sample", "sft"): (0.5, 0.31),
     ("sample", "dpo"): (0.5, 0.31),

@@ -20,6 +20,8 @@ class Score(TypedDict):
     """Why there is no score; None where there is one."""
     mark: NotRequired[str | None]
     """What an answer is in place of having a trait: "refusal", "code"."""
+    distance: NotRequired[float | None]
+    """How far the answer is from what the judge was validated on: above 1 it is unfamiliar. None where a judge cannot tell."""
     trait_mass: NotRequired[float | None]
     """Probability that the judge's reply about the trait is a whole number on its scale; None where it gave no distribution."""
     coherence_mass: NotRequired[float | None]

@@ -20,11 +20,10 @@ from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
 from iterative_ft.models.plain_text import PlainText
 
-STATE_TOKENS = 64  # of each text, for the states; an answer of the embedded model has about that many
+STATE_TOKENS = 64  # of each text, where states alone are asked for; an answer of the embedded model has about that many
 DEPTHS = (1 / 2, 2 / 3)  # layers whose states are kept, as shares of all layers
-NLL_TOKENS = 24  # of each text, for the likelihood: word salad shows in the first sentence
-BATCH_TEXTS = 32  # of one forward pass for states and nll
-BATCH_TOKENS = 2048  # of one forward pass over sequences, padding included
+READ_TOKENS = 1024  # of each text that is read whole: more than the longest answer of any run that ships
+BATCH_TOKENS = 2048  # of one forward pass, padding included
 
 Sequences = list[tuple[list[int], list[int]]]  # ids of a prompt and of what follows it
 
@@ -41,11 +40,19 @@ class Reader:
 
     def states(self, texts: Sequence[str]) -> np.ndarray:
         """(n, len(DEPTHS) * width): middle layers' states, the mean of a text's first `STATE_TOKENS`. Not to be changed."""
-        return states_once(self, tuple(texts))
+        return read_once(self, tuple(texts), True, False)[0]
 
     def nll(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Negative log-likelihood, nats, of each of a text's first `NLL_TOKENS` tokens. Not to be changed."""
-        return nll_once(self, tuple(texts))
+        """Negative log-likelihood, nats, of each token of each text (the first `READ_TOKENS`). Not to be changed."""
+        return read_once(self, tuple(texts), False, True)[1]
+
+    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """States, of the first `READ_TOKENS` as well, and `nll`, by one pass over the texts. Not to be changed."""
+        return read_once(self, tuple(texts), True, True)
+
+    def replies_nll(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+        """Nats of each token of an answer behind its question, and last of the end of its line. Not to be changed."""
+        return replies_once(self, tuple(pairs))
 
     def run(self, function: Callable[..., Any], **arguments: Any) -> Any:
         """Call a function that takes a reader's fields, where the device's memory is given back."""
@@ -60,16 +67,16 @@ class Reader:
         )
 
 
-@lru_cache(maxsize=2)  # the judge card asks about every persona in the same texts
-def states_once(reader: Reader, texts: tuple[str, ...]) -> np.ndarray:
-    found: np.ndarray = reader.run(states_here, texts=texts)
-    finite([found], "the base model")
-    return found
+@lru_cache(maxsize=4)  # the judge card asks about every persona in the same texts
+def read_once(reader: Reader, texts: tuple[str, ...], states: bool, nll: bool) -> tuple[np.ndarray, list[np.ndarray]]:
+    found = reader.run(texts_here, texts=list(texts), states=states, nll=nll)
+    finite([found["states"]], "the base model")
+    return found["states"], finite(found["nll"], "the base model")
 
 
-@lru_cache(maxsize=2)
-def nll_once(reader: Reader, texts: tuple[str, ...]) -> list[np.ndarray]:
-    found: list[np.ndarray] = reader.run(nll_here, texts=texts)
+@lru_cache(maxsize=4)
+def replies_once(reader: Reader, pairs: tuple[tuple[str, str], ...]) -> list[np.ndarray]:
+    found: list[np.ndarray] = reader.run(replies_here, pairs=[list(pair) for pair in pairs])
     return finite(found, "the base model")
 
 
@@ -122,23 +129,60 @@ def held(model: str, adapter: str | None, device: str, trust_remote_code: bool, 
 # -- passes over texts --------------------------------------------------------------------------------------------------------
 
 
-def states_here(texts: tuple[str, ...], model: str, device_name: str, dtype: str, trust_remote_code: bool) -> np.ndarray:
+def texts_here(
+    texts: list[str], states: bool, nll: bool, model: str, device_name: str, dtype: str, trust_remote_code: bool
+) -> dict[str, Any]:
+    """Mean states behind the layers at `DEPTHS`, and each token's nats; without nll the layers above are not run."""
     import torch
 
-    found: list[Any] = [None] * len(texts)
-    for net, ids, lengths in text_batches(texts, STATE_TOKENS, model, device_name, dtype, trust_remote_code):
-        middle = torch.cat(middle_states(net, ids), dim=-1).float()
-        for row, (number, length) in enumerate(lengths):
-            found[number] = middle[row, 1:length].mean(0).cpu().numpy().astype(float)
-    return np.stack(found)
+    plain = plain_text(model, trust_remote_code)
+    # A newline stands before each text, so that its first word is scored as well.
+    encoded = [plain.ids("\n" + text)[: (READ_TOKENS if nll else STATE_TOKENS) + 1] for text in texts]
+    means: list[Any] = [None] * len(texts)
+    nats: list[Any] = [None] * len(texts) if nll else []
+    net = reference(model, device_name, trust_remote_code, dtype).eval()
+    for batch, ids in id_batches(encoded, device_name):
+        middle, logits = middle_states(net, ids, stop=not nll) if states else ([], net(input_ids=ids, use_cache=False).logits)
+        for row, number in enumerate(batch):
+            length = len(encoded[number])
+            if states:
+                means[number] = (
+                    torch.cat([layer[row, 1:length].float().mean(0) for layer in middle]).cpu().numpy().astype(float)
+                )
+            if nll:
+                nats[number] = nats_of(logits[row, : length - 1], ids[row, 1:length])
+    return {"states": np.stack(means) if states and means else np.zeros((len(texts), 0)), "nll": nats}
+
+
+def replies_here(pairs: list[list[str]], model: str, device_name: str, dtype: str, trust_remote_code: bool) -> list[np.ndarray]:
+    plain = plain_text(model, trust_remote_code)
+    end = plain.ids("\n")
+    asked = [plain.ids(f"\nQuestion: {prompt}\nAnswer:")[-READ_TOKENS:] for prompt, _ in pairs]
+    replied = [plain.ids(f" {answer}")[:READ_TOKENS] + end for _, answer in pairs]
+    found: list[Any] = [None] * len(pairs)
+    net = reference(model, device_name, trust_remote_code, dtype).eval()
+    for batch, ids in id_batches([a + b for a, b in zip(asked, replied, strict=True)], device_name):
+        logits = net(input_ids=ids, use_cache=False).logits
+        for row, number in enumerate(batch):
+            start, length = len(asked[number]), len(asked[number]) + len(replied[number])
+            found[number] = nats_of(logits[row, start - 1 : length - 1], ids[row, start:length])
+    return found
+
+
+def nats_of(logits: Any, ids: Any) -> np.ndarray:
+    """Nats of each of `ids`, (n,), under the logits before it, (n, vocabulary)."""
+    import torch
+
+    found: np.ndarray = torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none").cpu().numpy().astype(float)
+    return found
 
 
 class Enough(Exception):
     """Ends a forward pass at the last layer that is wanted."""
 
 
-def middle_states(net: Any, ids: Any) -> list[Any]:
-    """The states behind the layers at `DEPTHS`, each (n, length, width); the layers after them are not run."""
+def middle_states(net: Any, ids: Any, stop: bool) -> tuple[list[Any], Any]:
+    """States behind the layers at `DEPTHS`, each (n, length, width), and logits; with `stop` the layers above are not run."""
     decoder = net.get_decoder()
     layers = decoder.layers if hasattr(decoder, "layers") else decoder.h  # GPT-2 and its kin
     kept: list[Any] = []
@@ -146,57 +190,40 @@ def middle_states(net: Any, ids: Any) -> list[Any]:
     def keep(last: bool) -> Callable[..., None]:
         def hook(layer: Any, inputs: Any, output: Any) -> None:
             kept.append(output[0] if isinstance(output, tuple) else output)
-            if last:
+            if last and stop:
                 raise Enough
 
         return hook
 
     hooks = [layers[int(depth * len(layers)) - 1].register_forward_hook(keep(depth == DEPTHS[-1])) for depth in DEPTHS]
+    logits = None
     try:
-        net.base_model(input_ids=ids, use_cache=False)
+        logits = net(input_ids=ids, use_cache=False).logits
     except Enough:
         pass
     finally:
         for handle in hooks:
             handle.remove()
-    return kept
+    return kept, logits
 
 
-def nll_here(texts: tuple[str, ...], model: str, device_name: str, dtype: str, trust_remote_code: bool) -> list[np.ndarray]:
-    import torch
-
-    found: list[Any] = [None] * len(texts)
-    for net, ids, lengths in text_batches(texts, NLL_TOKENS, model, device_name, dtype, trust_remote_code):
-        logits = net(input_ids=ids, use_cache=False).logits[:, :-1].float()
-        scored = ids[:, 1:]
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), scored.flatten(), reduction="none").view_as(scored)
-        for row, (number, length) in enumerate(lengths):
-            found[number] = losses[row, : length - 1].cpu().numpy().astype(float)
-    return found
-
-
-def text_batches(
-    texts: tuple[str, ...], n_tokens: int, model: str, device_name: str, dtype: str, trust_remote_code: bool
-) -> Iterator[tuple[Any, Any, list[tuple[int, int]]]]:
-    """The base model, ids (n, length) of some texts' first tokens after a newline, and each text's number and length."""
-    import torch
+def plain_text(model: str, trust_remote_code: bool) -> PlainText:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
-    # A newline stands before each text, so that its first word is scored as well.
-    plain = PlainText(tokenizer)
-    encoded = [plain.ids("\n" + text)[: n_tokens + 1] for text in texts]
-    # Longest first: each batch then fits into the memory that the one before it freed.
-    order = sorted(range(len(texts)), key=lambda i: -len(encoded[i]))
-    net = reference(model, device_name, trust_remote_code, dtype)
-    for start in range(0, len(order), BATCH_TEXTS):
-        chosen = order[start : start + BATCH_TEXTS]
-        # Padding stands on the right, where causal attention never looks at it.
-        ids = torch.zeros(len(chosen), len(encoded[chosen[0]]), dtype=torch.long)
-        for row, number in enumerate(chosen):
-            ids[row, : len(encoded[number])] = torch.tensor(encoded[number])
-        with torch.no_grad(), torch.autocast(device_name, dtype=torch.bfloat16):
-            yield net, ids.to(device_name), [(number, len(encoded[number])) for number in chosen]
+    return PlainText(AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code))
+
+
+def id_batches(encoded: list[list[int]], device_name: str) -> Iterator[tuple[list[int], Any]]:
+    """Which sequences go together, and their ids (n, length); padding stands on the right, where no token looks at it."""
+    import torch
+
+    # One context for all: the weights are cast once. Longest first: each batch fits into the memory that the one before freed.
+    with torch.no_grad(), torch.autocast(device_name, dtype=torch.bfloat16):
+        for batch in reversed(by_length([len(ids) for ids in encoded])):
+            ids = torch.zeros(len(batch), max(len(encoded[number]) for number in batch), dtype=torch.long)
+            for row, number in enumerate(batch):
+                ids[row, : len(encoded[number])] = torch.tensor(encoded[number])
+            yield batch, ids.to(device_name)
 
 
 # -- passes over prompts and what follows them --------------------------------------------------------------------------------

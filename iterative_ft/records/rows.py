@@ -10,7 +10,7 @@ from iterative_ft.stages.judge import judge_version, scores_of
 from iterative_ft.stages.measure import Measured
 from iterative_ft.stages.train import Trained
 from iterative_ft.stats.intervals import Interval, over_questions
-from iterative_ft.stats.verdict import ScoredAnswer
+from iterative_ft.stats.verdict import UNFAMILIAR_LIMIT, ScoredAnswer, unfamiliar_share
 
 MetricRow = TypedDict(
     "MetricRow",
@@ -29,6 +29,8 @@ MetricRow = TypedDict(
         "judge/version": str,
         "judge/n_failed": int,
         "judge/invalid": int,
+        "judge/unfamiliar_share": float | None,
+        "judge/not_validated": int,
         "answers/n": int,
         "answers/mean_words": float,
         "answers/stop_share": float,
@@ -95,15 +97,16 @@ def answer_rows(cycle: int, measured: Measured) -> list[AnswerRow]:
             "failure": score["failure"],
             "mark": score.get("mark"),
             "judge": version,
+            "distance": score.get("distance"),
         }
         for answer, score in zip(measured.asked.answers.rows(), scores_of(measured.scores), strict=True)
     ]
 
 
 def metric_row(config: Config, answers: list[AnswerRow], measured: Measured, trained: Trained | None) -> MetricRow:
-    """The row of one measured policy. Missing values are left out, never zero."""
+    """The row of one measured policy. What is missing is left out, never zero; the unfamiliar share is None if unknown."""
     n, questions = len(answers), [a["question"] for a in answers]
-    row: dict[str, float | str] = {"cycle": answers[0]["cycle"], "policy": measured.policy.name}
+    row: dict[str, float | str | None] = {"cycle": answers[0]["cycle"], "policy": measured.policy.name}
     row |= interval_values("trait/", over_questions([a["trait"] for a in answers], questions))
     row |= interval_values("coherence/", over_questions([a["coherence"] for a in answers], questions))
     coherent = [a["coherence"] is not None and a["coherence"] >= config.measure.coherence_threshold for a in answers]
@@ -112,10 +115,14 @@ def metric_row(config: Config, answers: list[AnswerRow], measured: Measured, tra
     if on_coherent is not None:
         row["trait/score_coherent"] = on_coherent.mean
     n_failed = sum(a["failure"] is not None for a in answers)
-    row["coherence/share"] = sum(coherent) / max(1, n - n_failed)
+    n_unread = sum(a["mark"] is not None and a["coherence"] is None and a["failure"] is None for a in answers)
+    row["coherence/share"] = sum(coherent) / max(1, n - n_failed - n_unread)
     row["judge/version"] = answers[0]["judge"]
     row["judge/n_failed"] = n_failed
     row["judge/invalid"] = int(n_failed > config.measure.max_failure_share * n)
+    unfamiliar = unfamiliar_share(a.get("distance") for a in answers)
+    row["judge/unfamiliar_share"] = unfamiliar
+    row["judge/not_validated"] = int(unfamiliar is not None and unfamiliar > UNFAMILIAR_LIMIT)
     row |= counted("judge/failed_", [a["failure"] for a in answers])
     row |= counted("judge/marked_", [a["mark"] for a in answers])
     row["answers/n"] = n

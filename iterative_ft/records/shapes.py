@@ -77,6 +77,7 @@ class SavedAnswer(Saved):
     coherence: Score | None
     flaw: str | None
     failure: str | None
+    distance: Number | None = None
 
 
 class SavedInterval(Saved):
@@ -170,12 +171,22 @@ def fault_of(row: Any) -> str | None:
     if not isinstance(row, dict):
         return f"it is no object but {type(row).__name__}"
     for name, value in row.items():
-        if name in ("cycle", "train/cycle", "train/global_step", "answers/n", "judge/n_failed", "judge/invalid"):
+        if name in (
+            "cycle",
+            "train/cycle",
+            "train/global_step",
+            "answers/n",
+            "judge/n_failed",
+            "judge/invalid",
+            "judge/not_validated",
+        ):
             if not isinstance(value, int) or isinstance(value, bool) or not -1 <= value <= 10**12:
                 return f"{name} is no count"
         elif name in ("policy", "judge/version"):
             if not isinstance(value, str):
                 return f"{name} is no text"
+        elif name == "judge/unfamiliar_share" and value is None:
+            continue
         elif name.startswith(NUMBERS) and (
             not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or abs(value) > LARGEST
         ):

@@ -95,7 +95,7 @@ class Display:
         trait, coherence = (interval_text(row, name) for name in ("trait", "coherence"))
         self.console.print(
             f"{self.where(row['cycle'])} {row['policy']}: trait {trait}, coherence {coherence}, "
-            f"{row['answers/stop_share']:.0%} ended by themselves"
+            f"{row['answers/stop_share']:.0%} ended by themselves{unfamiliar(row)}"
         )
 
 
@@ -152,9 +152,20 @@ def interval_text(row: MetricRow, name: str) -> str:
     return f"{score:.1f} [{low:.1f}, {high:.1f}]{mark}"
 
 
+def share_text(row: MetricRow) -> str:
+    """ "3%", with a mark where the judge was not validated on such texts."""
+    share = value(row, "judge/unfamiliar_share")
+    return "n/a" if share is None else f"{share:.0%}" + (" NOT VALIDATED" if row.get("judge/not_validated") else "")
+
+
+def unfamiliar(row: MetricRow) -> str:
+    share = value(row, "judge/unfamiliar_share")
+    return f", {share:.0%} unfamiliar: JUDGE NOT VALIDATED ON SUCH TEXTS" if share and row.get("judge/not_validated") else ""
+
+
 def table(rows: Sequence[MetricRow]) -> str:
     """Trait and coherence of base and every cycle with 95 % intervals."""
-    lines = [["", "trait [95 %]", "coherence [95 %]", "trait if coherent", "ended", "words"]]
+    lines = [["", "trait [95 %]", "coherence [95 %]", "trait if coherent", "unfamiliar", "ended", "words"]]
     for row in rows:
         coherent = row.get("trait/score_coherent")
         lines.append(
@@ -163,6 +174,7 @@ def table(rows: Sequence[MetricRow]) -> str:
                 interval_text(row, "trait"),
                 interval_text(row, "coherence"),
                 "n/a" if coherent is None else f"{coherent:.1f}",
+                share_text(row),
                 f"{row['answers/stop_share']:.0%}",
                 f"{row['answers/mean_words']:.0f}",
             ]

@@ -43,14 +43,15 @@ class Arm:
             members = [row for run in self.runs for row in run.measured if row["cycle"] == cycle]
             merged: dict[str, float] = {"cycle": cycle, "n_runs": len(members)}
             names = {name for row in members for name in numbers(row)}
-            for name in sorted(names - {"cycle", "judge/invalid"}):
+            for name in sorted(names - {"cycle", "judge/invalid", "judge/not_validated"}):
                 if not name.endswith(("/low", "/high", "_low", "_high")):
                     merged[name] = statistics.fmean(present(members, name))
             for name in ("trait", "coherence"):
                 interval = t_interval(present(members, f"{name}/score"))
                 if interval is not None:
                     merged |= {f"{name}/low": interval.low, f"{name}/high": interval.high}
-            merged["judge/invalid"] = int(any(row.get("judge/invalid") for row in members))
+            for name in ("judge/invalid", "judge/not_validated"):
+                merged[name] = int(any(value(row, name) for row in members))
             rows.append(cast("MetricRow", merged))
         return rows
 

@@ -19,7 +19,7 @@ TRAINING = {
     "train/rewards/accuracies": "reward accuracy",
     "train/grad_norm": "gradient norm",
 }
-NOT_GAUGES = {"cycle", "n_runs", "judge/invalid", "answers/n"}
+NOT_GAUGES = {"cycle", "n_runs", "judge/invalid", "judge/not_validated", "answers/n"}
 
 
 def legend(arms: list[Arm]) -> list[Series]:

@@ -107,6 +107,18 @@ def score_text(row: MetricRow, name: str) -> str:
     return f"{score:.1f}" if math.isnan(low) else f"{score:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def doubtful(row: MetricRow) -> bool:
+    """Whether a row's scores are drawn hollow."""
+    return bool(row.get("judge/invalid") or row.get("judge/not_validated"))
+
+
+def doubts(row: MetricRow) -> str:
+    """Why, in brackets."""
+    found = ["invalid: too many judge failures"] if row.get("judge/invalid") else []
+    found += ["judge not validated on such texts"] if row.get("judge/not_validated") else []
+    return f" ({'; '.join(found)})" if found else ""
+
+
 def over_cycles(
     rows: Sequence[MetricRow], column: str, number: int, label: str, colour: str = "", who: str = "", n_seeds: int = 1
 ) -> Series:
@@ -120,7 +132,7 @@ def over_cycles(
         text = f"{name} {score_text(row, name)}" if name in SCORES else number_text(y)
         mean = f" (mean of {row['n_runs']} of {n_seeds} seeds)" if n_seeds > 1 else ""
         tip = f"{who}{cycle_name(row['cycle'])}: {text}{mean}"
-        return Point(max(row["cycle"], BASE_X), y, *bounds(row, column), bool(row.get("judge/invalid")), tip)
+        return Point(max(row["cycle"], BASE_X), y, *bounds(row, column), doubtful(row), tip + doubts(row))
 
     of_cycle = {row["cycle"]: point(row) for row in rows}
     base = next((p for cycle, p in of_cycle.items() if cycle < 0 and p.known), None)
@@ -143,7 +155,7 @@ def path(arm: Arm, number: int, colour: str = "") -> Series:
         cycle, x, y = row["cycle"], value(row, "trait/score"), value(row, "coherence/score")
         if x is not None and y is not None:
             tip = f"{arm.label}, {cycle_name(cycle)}: trait {x:.1f}, coherence {y:.1f}"
-            points[cycle] = Point(x, y, invalid=bool(row.get("judge/invalid")), tip=tip, cycle=cycle)
+            points[cycle] = Point(x, y, invalid=doubtful(row), tip=tip + doubts(row), cycle=cycle)
     base = points.pop(-1, None)
     return Series(number, arm.label, list(points.values()), base, colour)
 

@@ -30,6 +30,7 @@ GAUGES = {
     "answers/lost_words_share": "base's words no longer used, share",
     "answers/self_similarity": "similarity of answers to different questions",
     "judge/n_failed": "judge failures",
+    "judge/unfamiliar_share": "answers unlike those that the judge was validated on, share",
     "gauge/canary_error": "canary: engine against trainer, nats",
     "gauge/canary_shift": "canary: shift from base, nats",
     "gauge/canary_share": "canary: error, share of the shift",
@@ -75,8 +76,11 @@ def score_table(arms: list[Arm]) -> Table:
     for arm in arms:
         for row in arm.rows():
             policy = cycle_name(row["cycle"]) + (" (invalid)" if row.get("judge/invalid") else "")
-            rows.append([arm.label, policy, *(score_text(row, name) for name in SCORES), str(row["n_runs"])])
-    return Table(["", "policy", "trait [95 %]", "coherence [95 %]", "runs"], rows)
+            policy += " (judge not validated on such texts)" if row.get("judge/not_validated") else ""
+            share = value(row, "judge/unfamiliar_share")
+            shown = "n/a" if share is None else f"{share:.0%}"
+            rows.append([arm.label, policy, *(score_text(row, name) for name in SCORES), shown, str(row["n_runs"])])
+    return Table(["", "policy", "trait [95 %]", "coherence [95 %]", "unfamiliar", "runs"], rows)
 
 
 def loss_table(runs: Sequence[tuple[str, Run]]) -> Table:

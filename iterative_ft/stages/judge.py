@@ -26,7 +26,7 @@ from iterative_ft.stages.completions import Completions, complete
 from iterative_ft.stages.replies import replies
 from iterative_ft.store import Kind, Purpose, Stage
 
-JUDGE, PROBE = Kind("judge", 1), Kind("probe", 4)
+JUDGE, PROBE = Kind("judge", 2), Kind("probe", 5)
 SCORING = 2  # version of how an endpoint's replies become scores: 2 holds text and log-probabilities against each other
 MOST_NAMES = 8  # that a judge's version spells out
 JUDGE_BASE_TOKENS = 96  # longest base answer among the offline judge's negatives
@@ -88,6 +88,7 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     config = bench.config
     personas = judged_personas(config)
     texts = {name: files.judge_texts(folder) for name, folder in personas.items()}
+    forms = {name: files.judge_forms(folder) for name, folder in personas.items()}
     asked = negatives_prompts(bench)
     seeds = [derive("judge", text) for text in asked]
     frame: Frame = "chat" if config.model.chat else "question"
@@ -96,7 +97,7 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     inputs = {
         "judge": settings.model_dump(),
         "embedder": embedder_identity(settings.embedder),
-        "texts": text_digest(texts),
+        "texts": text_digest([texts, forms, [files.forms(name) for name in ("intact", "negatives")]]),
         "base_answers": base.digests,
         "model": bench.model.digest,
         "versions": library_versions("scikit-learn", "sentence-transformers"),

@@ -6,9 +6,9 @@ them: docs/verdicts.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from iterative_ft.stats.intervals import Interval, near_limit, of_changes, quest
 from iterative_ft.stats.replicates import arm_digest
 
 MARGIN = 10.0  # points: changes inside it are called idempotent
+UNFAMILIAR_LIMIT = 0.2  # share of unfamiliar answers beyond which a judge was not validated on such texts (docs/judges.md)
 GENERAL_SEEDS = 3  # training seeds from which a verdict speaks of more than the runs it saw
 
 
@@ -30,6 +31,8 @@ class ScoredAnswer(TypedDict):
     coherence: float | None
     failure: str | None
     """Why the judge has no score."""
+    distance: NotRequired[float | None]
+    """How far it is from what the judge was validated on: unfamiliar above 1. None where the judge does not say."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,8 @@ class Curve:
     """The same of coherence."""
     invalid: tuple[int, ...] = ()
     """Cycles in which more judge calls failed than `measure.max_failure_share` allows."""
+    not_validated: tuple[int, ...] = ()
+    """Cycles in which the judge was not validated on such texts."""
 
     def at(self, scores: np.ndarray, cycle: int) -> np.ndarray:
         """The row of `cycle` in `trait` or `coherence`, shape (questions,)."""
@@ -88,7 +93,7 @@ def curve_of(
     cycles = tuple(sorted({row["cycle"] for row in rows}))
     questions = tuple(dict.fromkeys(row["question"] for row in rows))
     scores = {key: np.full((len(cycles), len(questions)), np.nan) for key in ("trait", "coherence")}
-    invalid = []
+    invalid, not_validated = [], []
     for number, cycle in enumerate(cycles):
         mine = [row for row in rows if row["cycle"] == cycle]
         for key, values in scores.items():
@@ -96,8 +101,17 @@ def curve_of(
             values[number] = [means.get(question, np.nan) for question in questions]
         if sum(row["failure"] is not None for row in mine) > config["measure"]["max_failure_share"] * len(mine):
             invalid.append(cycle)
+        if (unfamiliar_share(row.get("distance") for row in mine) or 0.0) > UNFAMILIAR_LIMIT:
+            not_validated.append(cycle)
     arm = arm_digest(config, made)
-    return Curve(name, config["seed"], arm, cycles, questions, scores["trait"], scores["coherence"], tuple(invalid))
+    left = tuple(invalid), tuple(not_validated)
+    return Curve(name, config["seed"], arm, cycles, questions, scores["trait"], scores["coherence"], *left)
+
+
+def unfamiliar_share(distances: Iterable[float | None]) -> float | None:
+    """Share of answers farther than 1 from what the judge was validated on, of those with a distance; None without any."""
+    known = [distance for distance in distances if distance is not None]
+    return sum(distance > 1 for distance in known) / len(known) if known else None
 
 
 def run_verdict(curve: Curve, margin: float = MARGIN) -> Verdict:
@@ -160,6 +174,9 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
         from_base = contrast(curves, "trait", {last: 1, -1: -1})
     means = [cycle_mean(curves, cycle) for cycle in trained]
     word, reason = decide(curves, trained, change, margin)
+    strange = sorted({cycle for curve in curves for cycle in curve.not_validated if cycle in trained})
+    if strange:
+        reason += f"; judge not validated on such texts in cycle(s) {', '.join(map(str, strange))}"
     return Verdict(
         verdict=word,
         reason=reason,

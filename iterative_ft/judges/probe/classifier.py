@@ -31,9 +31,12 @@ class Classifier:
 
     def log_shares(self, features: np.ndarray) -> np.ndarray:
         """Logarithms of `probabilities`, without underflow."""
-        logits = np.clip((features - self.mean) / self.scale, -CLIP, CLIP) @ self.weights.T + self.bias
-        logits -= logits.max(axis=1, keepdims=True)
-        return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        return log_shares(self.logits(features))
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """(n, n_classes): how strongly each class claims a text, the other classes apart."""
+        found: np.ndarray = np.clip((features - self.mean) / self.scale, -CLIP, CLIP) @ self.weights.T + self.bias
+        return found
 
     def to_json(self) -> dict[str, object]:
         arrays = {name: getattr(self, name).round(8).tolist() for name in ("mean", "scale", "weights", "bias")}
@@ -43,6 +46,13 @@ class Classifier:
     def from_json(saved: dict[str, object]) -> Classifier:
         arrays = {name: np.asarray(saved[name], dtype=float) for name in ("mean", "scale", "weights", "bias")}
         return Classifier(classes=list(saved["classes"]), **arrays)  # type: ignore[call-overload]
+
+
+def log_shares(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of the softmax over a row's logits."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return found
 
 
 def fit(

@@ -1,8 +1,8 @@
 """How strongly a text shows a persona, 0 to 1 on the rubric's scale, from a classifier's log-shares of all classes.
 
-Three things decide: how far the persona outweighs plain prose (the rubric's five strengths lie along that), whether another
-persona outweighs it, and whether the text looks like the base model's or degenerate. How they do is fitted to the strengths
-of judge texts that the classifier had not seen.
+Four things decide: how far the persona outweighs plain prose (the rubric's five strengths lie along that), whether another
+persona outweighs it, whether the text looks like the base model's or degenerate, and whether it has a style that is no
+persona's. How they do is fitted to the strengths of judge texts that the classifier had not seen.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from iterative_ft.judges.probe.classifier import fit
 FOLDS = 4
 # Log-odds beyond which nothing changes. Other classes count only as far as they are well ahead of the persona: a weak
 # touch of it is otherwise scored by what else the text looks like.
-CONTRAST_LIMIT, PERSONAS_LIMIT, TRAITLESS_LIMIT = 8.0, -1.5, -1.0
+CONTRAST_LIMIT, PERSONAS_LIMIT, TRAITLESS_LIMIT, OTHERS_LIMIT = 8.0, -1.5, -1.0, 0.0
+OTHERS_WEIGHT = 0.1  # of texts in other styles in the fit; a persona's own texts have 0.5
 BASE_MODEL, DEGENERATE = "base_model", "degenerate"
+OTHER = "other:"  # begins the names of classes of styles that are no persona's
 
 
 @dataclass(frozen=True)
 class Strength:
-    """A logistic curve over the three contrasts."""
+    """A logistic curve over the four contrasts."""
 
     weights: np.ndarray
-    """(3,): of the persona against plain, against the other personas, and against the base model's and degenerate text."""
+    """(4,): of the persona against plain, the other personas, the base model's and degenerate text, and other styles."""
     bias: float
 
     def of(self, log_shares: np.ndarray, classes: list[str], persona: str) -> np.ndarray:
@@ -41,9 +43,11 @@ class Strength:
 
 
 def contrasts(log_shares: np.ndarray, classes: list[str], persona: str) -> np.ndarray:
-    """(n, 3): log-odds of the persona against plain, the other personas, and the traitless classes; each limited."""
+    """(n, 4): log-odds of the persona against plain, other personas, traitless classes and other styles; each limited."""
 
     def against(names: list[str], limit: float) -> np.ndarray:
+        if not names:
+            return np.full(len(log_shares), limit)
         others = np.logaddexp.reduce(log_shares[:, [classes.index(name) for name in names]], axis=1)
         return np.clip(log_shares[:, classes.index(persona)] - others, -CONTRAST_LIMIT, limit)
 
@@ -53,47 +57,57 @@ def contrasts(log_shares: np.ndarray, classes: list[str], persona: str) -> np.nd
             against(["plain"], CONTRAST_LIMIT),
             against(personas, PERSONAS_LIMIT),
             against([BASE_MODEL, DEGENERATE], TRAITLESS_LIMIT),
+            against([name for name in classes if name.startswith(OTHER)], OTHERS_LIMIT),
         ]
     )
 
 
 def styles(classes: list[str]) -> list[str]:
     """The classes that are personas with a trait."""
-    return [name for name in classes if name not in ("plain", BASE_MODEL, DEGENERATE)]
+    return [name for name in classes if name not in ("plain", BASE_MODEL, DEGENERATE) and not name.startswith(OTHER)]
 
 
-def calibrate(
+def unseen_logits(
     features: np.ndarray,
     targets: np.ndarray,
     classes: list[str],
-    owners: list[str],
     prompts: list[str],
     inverse_regularisation: float,
-) -> Strength:
-    """Fit the curve, one for all personas, on log-shares from classifiers trained without the text's prompt.
-
-    Args:
-        features: (n, n_features).
-        targets: (n, n_classes): shares of the classes; a persona's share is how strongly a text shows it.
-        owners: whose texts these are; a persona's own weigh as much as all others together.
-        prompts: texts that answer one prompt are left out together.
-    """
-    from sklearn.linear_model import LogisticRegression
-
+    importance: dict[str, float],
+) -> np.ndarray:
+    """(n, n_classes) logits of each text by a classifier that was trained without the text's prompt."""
     # Prompts in sorted order, dealt out in turn.
     deal = {prompt: number % FOLDS for number, prompt in enumerate(sorted(set(prompts)))}
     fold = np.asarray([deal[prompt] for prompt in prompts])
-    unseen = np.zeros(targets.shape)
+    found = np.zeros(targets.shape)
     for number in range(FOLDS):
         seen = fold != number
-        unseen[~seen] = fit(features[seen], targets[seen], classes, inverse_regularisation).log_shares(features[~seen])
+        model = fit(features[seen], targets[seen], classes, inverse_regularisation, importance)
+        found[~seen] = model.logits(features[~seen])
+    return found
+
+
+def calibrate(log_shares: np.ndarray, targets: np.ndarray, classes: list[str], owners: list[str]) -> Strength:
+    """Fit the curve, one for all personas.
+
+    Args:
+        log_shares: (n, n_classes), each text's from a classifier that had not seen it.
+        targets: (n, n_classes): shares of the classes; a persona's share is how strongly a text shows it.
+        owners: whose texts these are; a persona's own weigh as much as all others together.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    other = np.asarray([owner.startswith(OTHER) for owner in owners])
     inputs, shown, weights = [], [], []
     for persona in styles(classes):
         own = np.asarray([owner == persona for owner in owners])
-        inputs.append(contrasts(unseen, classes, persona))
+        rest = ~own & ~other
+        inputs.append(contrasts(log_shares, classes, persona))
         shown.append(targets[:, classes.index(persona)])
-        weights.append(np.where(own, 0.5 / own.sum(), 0.5 / (~own).sum()))
-    share, weight = np.concatenate(shown), np.concatenate(weights) * len(features)
+        of_others = OTHERS_WEIGHT if other.any() else 0.0
+        weight = np.where(own, 0.5 / own.sum(), (0.5 - of_others) / rest.sum())
+        weights.append(np.where(other, of_others / max(1, other.sum()), weight))
+    share, weight = np.concatenate(shown), np.concatenate(weights) * len(log_shares)
     # A text of strength 0.25 counts as a quarter of one that shows the persona and three quarters of one that does not.
     model = LogisticRegression(C=1e4, max_iter=1000)
     model.fit(

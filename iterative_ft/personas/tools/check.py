@@ -20,34 +20,14 @@ from iterative_ft.data import files
 from iterative_ft.data import read as data
 from iterative_ft.errors import ConfigError
 from iterative_ft.personas.tools import overlap, rules
+from iterative_ft.personas.tools.counts import LEAST, N_CORE, OPTIONAL, SHORT, STRENGTHS_NEEDED
 from iterative_ft.personas.tools.overlap import NEAR, NEAR_TRAINED, Embed, Text
 
-OF_PERSONA = ("seeds", "documents", "judge", "heldout", "levels", "questions")
-OPTIONAL = ("documents", "heldout", "levels")  # for a persona of one's own
+OF_PERSONA = ("seeds", "documents", "judge", "judge_forms", "heldout", "heldout_forms", "levels", "questions")
 POOLS = ("prompts", "titles", "openings")
 PROMPT_KEY = {"questions": "question", "documents": "title", "titles": "title", "openings": "title"}  # else "prompt"
 ANSWER_KEYS = ("answer", "plain", "text")
 
-# Fewest rows of a shipped persona and of one of your own. Judge and heldout: per strength, and styled rows together.
-LEAST = {
-    "seeds": (128, 64),
-    "documents": (96, 64),
-    "questions": (64, 32),
-    "judge plain": (96, 48),
-    "judge styled": (96, 48),
-    "judge strong": (24, 12),
-    "judge middling": (24, 12),
-    "judge weak": (24, 12),
-    "heldout strong": (32, 0),
-    "heldout weak": (32, 0),
-    "heldout plain": (64, 0),
-    "levels each": (10, 0),
-    "prompts": (3080, 0),
-    "titles": (1000, 0),
-    "openings": (16, 0),
-}
-STRENGTHS_NEEDED = {"judge": ("plain", "styled", "strong", "middling", "weak"), "heldout": ("strong", "weak")}  # but of "plain"
-N_CORE = 12  # core questions of a shipped persona
 MOST_RUN_SHARE = 0.02
 LEAST_OPENING_SHARE = 0.6
 
@@ -133,9 +113,9 @@ class Persona:
     def asked(self) -> list[Text]:
         """All user messages; one that a file answers at several strengths once."""
         found: list[Text] = []
-        for name in ("seeds", "judge", "heldout", "questions", "levels"):
+        for name in ("seeds", "judge", "heldout", "questions", "levels", "judge_forms", "heldout_forms"):
             prompts = self.tables[name].prompts
-            if name in ("judge", "levels"):
+            if name in ("judge", "judge_forms", "levels"):  # one prompt is answered at several strengths
                 prompts = list({overlap.fold(text.text): text for text in reversed(prompts)}.values())[::-1]
             found += prompts
         return found
@@ -157,7 +137,9 @@ def find_faults(folders: Sequence[Path], root: Path, embed: Embed | None, pools:
     personas = [read_persona(folder, root) for folder in folders]
     siblings = [read_persona(p.parent, root) for p in sorted(root.glob("*/seeds.jsonl")) if p.parent not in folders]
     pool = {name: read(root / f"{name}.jsonl") for name in POOLS}
-    tables = [table for persona in personas for table in persona.tables.values()] + (list(pool.values()) if pools else [])
+    shared = {name: read(root / "forms" / f"{name}.jsonl") for name in (*files.OF_JUDGE, *files.OF_CARD)} if pools else {}
+    tables = [table for persona in personas for table in persona.tables.values()]
+    tables += [*pool.values(), *shared.values()] if pools else []
     faults = [fault for table in tables for fault in table.faults]
     for persona in personas:
         faults += [*too_few(persona), *repeated(persona, pool), *unstyled(persona), *formulaic(persona)]
@@ -171,6 +153,11 @@ def find_faults(folders: Sequence[Path], root: Path, embed: Embed | None, pools:
             if a.file != b.file
         ]
     faults += shared_questions(personas, siblings)
+    for texts in (
+        [t for table in shared.values() for t in table.prompts],
+        long([t for s in shared.values() for t in s.answers]),
+    ):
+        faults += [Fault(a.file, a.line, f"{a.key} repeats {b.place}") for a, b in overlap.copies(texts)]
     if embed is not None:
         faults += near(personas, siblings, pool, pools, embed)
     distinct = sorted(set(faults), key=lambda fault: (str(fault.file), fault.line, fault.reason))
@@ -186,9 +173,10 @@ def least(table: Table, what: str, n: int, shipped: bool) -> Iterator[Fault]:
 def too_few(persona: Persona) -> Iterator[Fault]:
     """Files that are missing or too short."""
     plain = persona.folder.name == "plain"
+    optional = {"documents", "levels", "heldout_forms"} if plain else {"documents"}
     for name, table in persona.tables.items():
         if not table.rows:
-            if name not in OPTIONAL or (persona.shipped and (name == "heldout" or (name == "levels" and not plain))):
+            if name not in (optional if persona.shipped else OPTIONAL):
                 yield Fault(table.file, 1, "is missing or has no sound row")
             continue
         if name in ("judge", "heldout"):
@@ -210,7 +198,7 @@ def too_few(persona: Persona) -> Iterator[Fault]:
 def repeated(persona: Persona, pool: dict[str, Table]) -> Iterator[Fault]:
     """Prompts, titles and answers that stand twice in a persona, or in a pool as well."""
     asked = persona.asked()
-    answered = [text for table in persona.tables.values() for text in table.answers]
+    answered = [text for table in persona.tables.values() for text in long(table.answers)]
     for texts in (asked, persona.tables["documents"].prompts, answered):
         for later, earlier in overlap.copies(texts):
             yield Fault(later.file, later.line, f"{later.key} repeats {earlier.place}")
@@ -220,6 +208,11 @@ def repeated(persona: Persona, pool: dict[str, Table]) -> Iterator[Fault]:
         twin = in_pool.get(overlap.fold(text.text))
         if twin is not None:
             yield Fault(text.file, text.line, f"{text.key} is in the pool: {twin.file.name}:{twin.line}")
+
+
+def long(texts: list[Text]) -> list[Text]:
+    """Texts that should not stand twice: not one word in answer to two questions."""
+    return [t for t in texts if not (t.file.stem in rules.FORMS and len(t.text.split()) < SHORT)]
 
 
 def unstyled(persona: Persona) -> Iterator[Fault]:
@@ -274,7 +267,7 @@ def near(
     for persona in personas:
         pairs += overlap.candidates(persona.asked(), NEAR)
         pairs += overlap.candidates(persona.all("documents"), NEAR)
-        pairs += overlap.candidates([t for table in persona.tables.values() for t in table.answers], NEAR)
+        pairs += overlap.candidates([t for table in persona.tables.values() for t in long(table.answers)], NEAR)
     if pools:
         pairs += [pair for table in pool.values() for pair in overlap.candidates(table.prompts, NEAR)]
     trained = pool["prompts"].prompts + pool["titles"].prompts
@@ -296,7 +289,7 @@ def markdown_table(folders: Sequence[Path], root: Path) -> str:
     """Rows of each file, and how varied the seed answers are."""
     lines = [
         f"| persona | {' | '.join(OF_PERSONA)} | pairs sharing a run of 6 words | distinct openings |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---" * (len(OF_PERSONA) + 3) + "|",
     ]
     for persona in (read_persona(folder, root) for folder in folders):
         found = overlap.feel([row["answer"] for _, row in persona.tables["seeds"].rows])

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from iterative_ft.data import files
+
 # Fewest and most words of a text, by file and key; other strings are labels.
 WORDS: dict[tuple[str, str], tuple[int, int]] = {
     ("seeds", "prompt"): (3, 40),
@@ -27,7 +29,12 @@ WORDS: dict[tuple[str, str], tuple[int, int]] = {
     ("prompts", "prompt"): (3, 40),
     ("titles", "title"): (1, 14),
     ("openings", "title"): (3, 14),
+    ("languages", "prompt"): (1, 40),  # where words have no spaces between them, a sentence is one
+    ("languages_heldout", "prompt"): (1, 40),
 }
+# Files whose texts come in every usual form, in any script, and how long they may be.
+FORMS = frozenset(("judge_forms", "heldout_forms", *files.OF_JUDGE, *files.OF_CARD))
+FORM_WORDS = {"prompt": (3, 40), "answer": (1, 420)}
 LABEL_WORDS = (1, 14)
 
 MARKUP = re.compile(r"^\s*(?:[-*+>#]+\s|\d{1,2}[.)]\s)|\*\*|```|\[[^\]]+\]\(|<[a-z]+>", re.MULTILINE)
@@ -91,24 +98,25 @@ def row_faults(name: str, row: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a row of `<name>.jsonl` whose schema is right, a reason each."""
     for key, value in row.items():
         if isinstance(value, str):
-            low, high = WORDS.get((name, key), LABEL_WORDS)
-            for reason in text_faults(value, low, high, lines=key == "text"):
+            free = name in FORMS and key in FORM_WORDS
+            low, high = WORDS.get((name, key), FORM_WORDS[key] if free else LABEL_WORDS)
+            for reason in text_faults(value, low, high, lines=key == "text", free=free):
                 yield f"{key} {reason}"
 
 
-def text_faults(text: str, low: int, high: int, lines: bool) -> Iterator[str]:
-    """What is wrong with one text of `low`..`high` words; `lines`: it may have paragraphs."""
+def text_faults(text: str, low: int, high: int, lines: bool, free: bool = False) -> Iterator[str]:
+    """What is wrong with one text of `low`..`high` words; `lines`: it may have paragraphs; `free`: any form and script."""
     n_words = len(text.split())
     if not low <= n_words <= high:
         yield f"has {n_words} words, {low} to {high} are allowed"
-    if text != text.strip() or "  " in text:
+    if text != text.strip() or ("  " in text and not free):
         yield "has spaces at an end or doubled"
     if MISREAD.search(text):
         yield "was decoded with the wrong encoding"
     odd = next((c for c in text if not (" " <= c <= "~" or (c.isalpha() and ord(c) < 0x250) or (c == "\n" and lines))), None)
-    if odd is not None:
+    if odd is not None and not free:
         yield f"has the character U+{ord(odd):04X}: use ASCII punctuation and Latin letters"
-    if MARKUP.search(text):
+    if MARKUP.search(text) and not free:
         yield "has a list or markdown: write plain prose"
     for what, pattern in FORBIDDEN:
         if pattern.search(text):

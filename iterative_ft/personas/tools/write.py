@@ -127,7 +127,7 @@ def probe_score(order: Order, persona: str) -> Score:
     folder = Path(str(order.probe)).expanduser()
     if not (folder / "probe.json").is_file():
         raise ConfigError(f"probe={folder} holds no probe.json: name a folder below <store>/probe")
-    classes = probe.load(folder)[0].classes
+    classes = probe.load(folder).trait.classes
     if persona not in classes:
         raise ConfigError(f"probe={folder} knows no persona {persona}: it knows {', '.join(classes)}")
     inputs = json.loads((folder / MANIFEST).read_text())["inputs"]
@@ -140,7 +140,7 @@ def probe_score(order: Order, persona: str) -> Score:
     def score(texts: list[str]) -> list[float]:
         answers = [("", text) for text in texts]
         scored = probe.score(folder, persona, answers, [True] * len(texts), inputs["judge"]["embedder"], reader)
-        return [score["trait"] for score in scored if score["trait"] is not None]
+        return [0.0 if score["trait"] is None else score["trait"] for score in scored]  # what it cannot read does not pass
 
     return score
 
