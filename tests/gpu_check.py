@@ -28,7 +28,7 @@ PUBLISHED = (
 SMALL = [
     "model.chat=true", "n_seed=4", "n_sampled=4", "n_cycles=1", "prompts.per_cycle=4", "sampling.block_size=4",
     "measure.n_questions=4", "measure.n_answers=1", "gauges.self_similarity=false", "method.max_new_tokens=48",
-    "method.batch_size=2", "method.max_length=8192", "sampler.max_model_len=4096", "lora.rank=4", "lora.alpha=8",
+    "method.batch_size=2", "method.max_length=512", "sampler.max_model_len=512", "lora.rank=4", "lora.alpha=8",
     "wandb.mode=disabled",
 ]  # fmt: skip
 
