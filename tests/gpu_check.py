@@ -28,7 +28,8 @@ PUBLISHED = (
 SMALL = [
     "model.chat=true", "n_seed=4", "n_sampled=4", "n_cycles=1", "prompts.per_cycle=4", "sampling.block_size=4",
     "measure.n_questions=4", "measure.n_answers=1", "gauges.self_similarity=false", "method.max_new_tokens=48",
-    "method.batch_size=2", "method.max_length=8192", "sampler.max_model_len=4096", "lora.rank=4", "lora.alpha=8",
+    "method.batch_size=2", "method.warmup=0", "method.max_length=512", "sampler.max_model_len=512",
+    "lora.rank=4", "lora.alpha=8",
     "wandb.mode=disabled",
 ]  # fmt: skip
 
@@ -160,7 +161,7 @@ def command(folder: Path, device: str, *arguments: str) -> dict[str, Any]:
     folders = list((folder / "out").rglob("result.json"))
     rows = [json.loads(line) for file in folders for line in (file.parent / "metrics.jsonl").open()]
     shifts = [row["gauge/canary_shift"] for row in rows if row.get("cycle", -1) >= 0]
-    must(len(shifts) >= 2 and min(shifts) > 0, "what is served after a training is another policy")
+    must(len(shifts) >= 2 and max(shifts) > 0, "a training moves what is served")  # DPO on two equal answers moves nothing
     return {"runs": len(folders), "s": round(seconds, 1), "s a cycle": round(seconds / len(shifts), 1)}
 
 
