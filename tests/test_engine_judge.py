@@ -331,30 +331,62 @@ def test_a_base_model_cannot_judge(compose: Callable[[list[str]], Config]) -> No
 # -- against the endpoint -----------------------------------------------------------------------------------------------------
 
 
+def teach_numbers(model: Path, folder: Path, config: Config) -> Path:
+    """A copy of a model whose last layers have learned, in some dozen steps, to reply to the rubrics with some number."""
+    import random
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    codec, rng = TokenizerCodec(model, config.model), random.Random(0)
+    torch.manual_seed(0)
+    net = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    net.requires_grad_(False)
+    learned = [p for layer in net.model.layers[-3:] for p in layer.parameters()]
+    for parameter in learned:
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(learned, lr=3e-4)
+    rubrics = trait_rubric(config.persona, 100, documents=False), coherence_rubric(100, documents=False)
+    for step in range(36):
+        prompt = codec.conversation(rubrics[step % 2].messages(*TEXTS[step % 3]))
+        answer = codec.answer(str(rng.choice([3, 12, 35, 38, 50, 73, 77, 100])))
+        logits = net(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        torch.nn.functional.cross_entropy(logits, torch.tensor(answer)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    net.save_pretrained(folder)
+    codec.tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
 def test_scores_are_those_of_the_api_judge_on_the_same_weights(tmp_path: Path) -> None:
-    """The embedded model in float32, by vLLM here and by vLLM's OpenAI server: within half a point, or the same failure."""
+    """By vLLM here and by vLLM's OpenAI server, in float32: within half a point, or the same failure.
+
+    The embedded model itself replies with no numbers; a copy that was taught to does.
+    """
     from iterative_ft.sampling import engine as held
 
-    config = embedded_config(tmp_path, "judge=engine", "judge.numeric_mass_floor=0.1")
-    engine_config = config.judge
-    assert isinstance(engine_config, EngineConfig)
+    embedded = Bench(embedded_config(tmp_path), Store(tmp_path))
+    model = teach_numbers(embedded.base.model, tmp_path / "taught", embedded.config)
+    named = ("model=custom", f"model.path={model}", "model.name=taught", "model.chat=true", "model.end_token='<|im_end|>'")
+    config = embedded_config(tmp_path, *named, "judge=engine", "judge.numeric_mass_floor=0.5")
     bench = Bench(config, Store(tmp_path))
-    texts = [*TEXTS, *((row["question"], f"Answer {n}: it depends.") for n, row in enumerate(read_questions(bench)[:13]))]
+    texts = [*TEXTS, *((row["question"], f"Answer {n}: it depends.") for n, row in enumerate(read_questions(bench)[:9]))]
     mine = scores_of(judge(bench, labelled_stage(bench, texts), "engine", {"role": "scores"}))
-    model = bench.base.model
     held.close_sampler()
     with openai_server(model, tmp_path / "server.log", dtype="float32") as url:
-        settings = api(url, model="tiny", follow_digits=True, numeric_mass_floor=0.1, timeout_s=120.0)
+        settings = api(url, model="tiny", follow_digits=True, numeric_mass_floor=0.5, timeout_s=120.0)
         other = Bench(config.model_copy(update={"judge": settings}), Store(tmp_path))
         theirs = scores_of(judge(other, labelled_stage(other, texts), "api", {"role": "scores"}))
     assert [score["failure"] for score in mine] == [score["failure"] for score in theirs]
     both = [(a, b) for a, b in zip(mine, theirs, strict=True) if a["failure"] is None]
     assert len(both) >= len(texts) / 2, json.dumps(mine)
-    apart = [abs(a[name] - b[name]) for a, b in both for name in ("trait", "coherence") if a[name] is not None]  # type: ignore[literal-required]
-    print(f"{len(both)} of {len(texts)} scored, {len(apart)} scores, at most {max(apart):.3f} apart")
-    assert max(apart) <= 0.5
+    pairs = [(a[name], b[name]) for a, b in both for name in ("trait", "coherence") if a[name] is not None]  # type: ignore[literal-required]
+    apart = max(abs(a - b) for a, b in pairs)
+    print(f"{len(both)} of {len(texts)} answers scored; {len(pairs)} scores {pairs[:4]}, at most {apart:.4f} apart")
+    assert apart <= 0.5
 
 
 def read_questions(bench: Bench) -> list[dict[str, Any]]:
