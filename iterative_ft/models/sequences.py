@@ -47,8 +47,7 @@ def token_values(
     """Read sequences under the policy with `adapter` (None: the base).
 
     Args:
-        exact: in float32; else the layers' products are rounded to bfloat16, which takes half the time where a processor has
-            them. The output head is never rounded: that alone takes 2 % off an entropy.
+        exact: in float32; else products are rounded to bfloat16, which takes half the time where a processor has them.
     Raises:
         RunError: a value is not finite.
     """
@@ -97,7 +96,7 @@ def token_values_here(
     with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad(), rounded:
         for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
             read = [sequences[i] for i in batch]
-            with watched(net) as seen, whole_head(net, device_name):
+            with watched(net) as seen:
                 logs = next_token_logs(net, read)
             states.add(batch, read, seen[0])
             other = logs
@@ -157,25 +156,6 @@ def watched(net: Any, enough: bool = False) -> Iterator[list[Any]]:
         yield seen
     finally:
         handle.remove()
-
-
-@contextmanager
-def whole_head(net: Any, device_name: str) -> Iterator[None]:
-    """Have the output head computed in the precision of its weights, whatever is rounded around it."""
-    import torch
-
-    head = net.get_output_embeddings()
-    own = head.forward
-
-    def forward(states: Any) -> Any:
-        with torch.autocast(device_name, enabled=False):
-            return own(states.to(head.weight.dtype))
-
-    head.forward = forward
-    try:
-        yield
-    finally:
-        del head.forward
 
 
 class Collected:
