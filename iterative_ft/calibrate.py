@@ -116,7 +116,7 @@ def try_out(config: Config, store: Store, n: int) -> Trial:
     """Train and measure a cycle 0 on `n` seed examples."""
     bench = Bench(with_n_seed(config, n), store)
     trained = train(bench, seed_data(bench), init=bench.base, cycle=0)
-    answers = answer_rows(0, measure(bench, trained.policy))
+    answers = answer_rows(0, measure(bench, trained.policy, of_base=ask(bench, bench.base)))
     failed = sum(answer["failure"] is not None for answer in answers)
     if failed > config.measure.max_failure_share * len(answers):
         raise RunError(f"calibration stopped at n_seed={n}: the judge failed on {failed} of {len(answers)} answers")

@@ -28,7 +28,7 @@ from iterative_ft.models.codec import TokenizerCodec
 from iterative_ft.models.expected import Expected
 from iterative_ft.models.headers import header, not_finite
 from iterative_ft.models.policy import merge
-from iterative_ft.models.sequences import SequenceStates, TokenValues, sequence_states, token_values
+from iterative_ft.models.sequences import sequence_states, token_values
 from iterative_ft.sampling.canary import Watch
 from iterative_ft.sampling.transformers import TransformersSampler
 from iterative_ft.stages import judge as judging
@@ -337,9 +337,8 @@ def test_a1_what_the_base_model_reads_as_not_finite_is_measured_by_nobody(
 
     reader, bad = forward.Reader("no model", "cpu"), np.asarray([value])
 
-    def values_with(**parts: Any) -> TokenValues:
-        nothing: dict[str, Any] = {"nll": [], "entropy": [], "kl": [], "states": SequenceStates(np.zeros(0), np.zeros(0))}
-        return TokenValues(**nothing | parts)
+    def values_with(**parts: Any) -> dict[str, Any]:
+        return {"nll": [], "entropy": [], "kl": [], "prompt": np.zeros(0), "answer": np.zeros(0)} | parts
 
     asked: list[tuple[Any, Callable[[], Any]]] = [
         ({"states": np.asarray([[1.0, value]]), "nll": []}, lambda: reader.states(["a"])),
@@ -348,8 +347,8 @@ def test_a1_what_the_base_model_reads_as_not_finite_is_measured_by_nobody(
         (values_with(nll=[bad]), lambda: token_values(reader, None, [])),
         (values_with(entropy=[bad]), lambda: token_values(reader, None, [])),
         (values_with(kl=[bad]), lambda: token_values(reader, None, [])),
-        (values_with(states=SequenceStates(bad, np.zeros(1))), lambda: token_values(reader, None, [])),
-        (SequenceStates(np.zeros(1), bad), lambda: sequence_states(reader, None, [])),
+        (values_with(prompt=bad), lambda: token_values(reader, None, [])),
+        ({"prompt": np.zeros(1), "answer": bad}, lambda: sequence_states(reader, None, [])),
     ]
     for result, ask in asked:
         monkeypatch.setattr(forward.Reader, "run", lambda self, *_, result=result, **__: result)

@@ -17,6 +17,7 @@ from tiny import (
     ScriptedSampler,
     embedded_config,
     families,
+    give_sampler,
     method_of,
     read_json,
     tiny_config,
@@ -204,7 +205,7 @@ def test_training_sampling_and_measuring_start_from_the_same_ids(
     settings = ("method=dpo", "n_seed=4", f"model.system_prompt={system_prompt}")
     config = tiny_config(tiny_models[family], tmp_path / "store", *settings)
     bench = Bench(config, Store(tmp_path / "store"))
-    bench.__dict__["sampler"] = ScriptedSampler(Completion([90, END], "stop"))
+    give_sampler(bench, ScriptedSampler(Completion([90, END], "stop")))
     seeds = seed_rows(bench, 0, 1)
 
     def asked(how: str) -> list[int]:

@@ -74,18 +74,23 @@ class Record:
             "adapter_norm": 1.0,
         }
 
-    def states_here(self, texts: list[str], dtype: str, **_: Any) -> np.ndarray:
+    def texts_here(self, texts: list[str], states: bool, nll: bool, dtype: str, **_: Any) -> dict[str, Any]:
         assert dtype == "bfloat16", "a GPU that trains a model in bfloat16 may not hold it in float32"
-        return np.stack([vector(text, len(DEPTHS) * WIDTH) for text in texts])
+        means = np.stack([vector(text, len(DEPTHS) * WIDTH) for text in texts]) if states else np.zeros((len(texts), 0))
+        return {"states": means, "nll": [np.abs(vector(text, 8)) for text in texts] if nll else []}
 
-    def nll_here(self, texts: list[str], dtype: str, **_: Any) -> list[np.ndarray]:
+    def replies_here(self, pairs: list[Any], dtype: str, **_: Any) -> list[np.ndarray]:
         assert dtype == "bfloat16"
-        return [np.abs(vector(text, 8)) for text in texts]
+        return [np.abs(vector(str(pair), 8)) for pair in pairs]
 
-    def token_values_here(self, sequences: list[Any], kl: bool, dtype: str, **_: Any) -> dict[str, list[np.ndarray]]:
-        assert dtype == "bfloat16"
+    def token_values_here(self, sequences: list[Any], kl: bool, dtype: str, **_: Any) -> dict[str, Any]:
         nll = [np.abs(vector(str(rest), len(rest))) for _, rest in sequences]
-        return {"nll": nll, "kl": nll if kl else []}
+        return {"nll": nll, "entropy": nll, "kl": nll if kl else [], **self.sequence_states_here(sequences, dtype)}
+
+    def sequence_states_here(self, sequences: list[Any], dtype: str, **_: Any) -> dict[str, np.ndarray]:
+        assert dtype == "bfloat16"
+        states = np.stack([vector(str(sequence), WIDTH) for sequence in sequences])
+        return {"prompt": states, "answer": states}
 
     def expected_here(self, dtype: str, **_: Any) -> dict[str, Any]:
         assert dtype == "bfloat16"
@@ -181,7 +186,7 @@ def test_a_run_gives_the_device_back_before_training_judging_and_gauges(record: 
     assert command("method=dpo", "reinit=false", "n_seed=16", "n_sampled=32", *GAUGES) == 0
     kinds = Counter(name for name, _ in record.uses)
     assert kinds["train_here"] == 3
-    assert {"expected_here", "states_here", "nll_here", "token_values_here"} <= kinds.keys()
+    assert {"expected_here", "texts_here", "token_values_here", "sequence_states_here"} <= kinds.keys()
     assert record.beside_the_engine == []
     assert len(record.loads) > 4, "after each sleep the policy is loaded, and so checked, again"
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from iterative_ft.machine.files import file_digests
+from iterative_ft.models.expected import TEXTS
 from iterative_ft.training.job import LOG, to_columns, train_here
 from iterative_ft.training.one_row import FAMILIES, OneRow, body_in_one_row, casts_say_nothing, forked, lay_out, takes_blocks
 from tests.test_training import curve, make_job
@@ -294,7 +295,9 @@ def test_the_body_sees_each_token_once(tmp_path: Path, folders: dict[str, Path],
     examples = [{"prompt_ids": [START, 90, 91], "chosen_ids": [100, 101, END], "rejected_ids": [102, END]}] * 2
     job = make_job(tmp_path, folders["llama tied"], "dpo", examples)
     train_here(job)
-    assert seen == [(1, 2 * (3 + 2 + 1))] * 2  # policy and reference; prompt once, last tokens never
+    # Policy and reference; prompt once, last tokens never. Then the canary's texts, one by one.
+    assert seen[:2] == [(1, 2 * (3 + 2 + 1))] * 2
+    assert len(seen) == 2 + len(TEXTS)
     assert curve(job)[0]["num_tokens"] == 2 * (3 + 3 + 3 + 2)  # as TRL counts
 
 

@@ -144,7 +144,7 @@ def test_a4_a_text_that_only_control_tokens_can_write_is_refused() -> None:
 
 
 def shipped_texts() -> dict[str, list[str]]:
-    """Every text that ships, by how it is encoded."""
+    """Every text that ships and is sampled from or trained on, by how it is encoded; what judges alone read may hold code."""
     found: dict[str, list[str]] = {"message": [], "answer": [], "title": [], "document": []}
     kinds = {
         "prompt": "message",
@@ -154,7 +154,7 @@ def shipped_texts() -> dict[str, list[str]]:
         "title": "title",
         "text": "document",
     }
-    for file in sorted(files.SHIPPED.rglob("*.jsonl")):
+    for file in sorted(file for file in files.SHIPPED.rglob("*.jsonl") if "forms" not in str(file.relative_to(files.SHIPPED))):
         for line in file.read_text(encoding="utf-8").splitlines():
             for key, value in json.loads(line).items():
                 if key in kinds:

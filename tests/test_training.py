@@ -25,6 +25,7 @@ from tiny import (
     ScriptedSampler,
     broken,
     families,
+    give_sampler,
     load_policy,
     policy_of,
     save_adapter,
@@ -524,7 +525,7 @@ def test_cut_off_pairs_are_dropped_and_counted(tmp_path: Path, tiny_model: Path)
 def test_cut_off_seed_pairs_are_dropped_and_counted(tmp_path: Path, tiny_model: Path) -> None:
     bench = tiny_bench(tmp_path, tiny_model)
     ended, cut = Completion([140, END], "stop"), Completion([140], "length")
-    bench.__dict__["sampler"] = ScriptedSampler(ended, cut, ended)
+    give_sampler(bench, ScriptedSampler(ended, cut, ended))
     seeds = seed_rows(bench, 0, 3)
     stage = seeded(bench, seeds)
     assert stage.info["n_dropped_truncated"] == 1

@@ -22,6 +22,7 @@ from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.models.base import prepare
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Block, Canary, Completion, Params, Request, Sampled, one_by_one
+from iterative_ft.stages.bench import Bench
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 300
@@ -341,6 +342,11 @@ class ScriptedSampler:
     @property
     def most_together(self) -> int:
         return 0
+
+
+def give_sampler(bench: Bench, sampler: Any) -> None:
+    """Have a bench sample with `sampler` in place of its engine."""
+    bench.__class__ = type("BenchWithSampler", (Bench,), {"sampler": sampler})
 
 
 def read_json(path: Path) -> Any:

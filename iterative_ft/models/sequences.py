@@ -51,10 +51,10 @@ def token_values(
     Raises:
         RunError: a value is not finite.
     """
-    found: TokenValues = reader.run(token_values_here, adapter=named(adapter), sequences=sequences, kl=kl, exact=exact)
-    for part in (found.nll, found.entropy, found.kl, [found.states.prompt, found.states.answer]):
+    found = reader.run(token_values_here, adapter=named(adapter), sequences=sequences, kl=kl, exact=exact)
+    for part in (found["nll"], found["entropy"], found["kl"], [found["prompt"], found["answer"]]):
         finite(part, owner(adapter))
-    return found
+    return TokenValues(found["nll"], found["entropy"], found["kl"], SequenceStates(found["prompt"], found["answer"]))
 
 
 def sequence_states(reader: Reader, adapter: Path | None, sequences: Sequences, exact: bool = True) -> SequenceStates:
@@ -63,9 +63,9 @@ def sequence_states(reader: Reader, adapter: Path | None, sequences: Sequences, 
     Raises:
         RunError: a value is not finite.
     """
-    found: SequenceStates = reader.run(sequence_states_here, adapter=named(adapter), sequences=sequences, exact=exact)
-    finite([found.prompt, found.answer], owner(adapter))
-    return found
+    found = reader.run(sequence_states_here, adapter=named(adapter), sequences=sequences, exact=exact)
+    finite([found["prompt"], found["answer"]], owner(adapter))
+    return SequenceStates(found["prompt"], found["answer"])
 
 
 def named(adapter: Path | None) -> str | None:
@@ -85,7 +85,8 @@ def token_values_here(
     device_name: str,
     dtype: str,
     trust_remote_code: bool,
-) -> TokenValues:
+) -> dict[str, Any]:
+    """The parts of `TokenValues` and of its states, by name: a child process writes no objects."""
     import torch
 
     nll: list[Any] = [None] * len(sequences)
@@ -110,12 +111,12 @@ def token_values_here(
                 entropy[i] = array(torch.special.entr(chances).sum(1))
                 if kl:
                     divergence[i] = array((chances * (mine - theirs)).sum(1))
-    return TokenValues(nll, entropy, divergence, states.whole())
+    return {"nll": nll, "entropy": entropy, "kl": divergence, **states.whole()}
 
 
 def sequence_states_here(
     model: str, adapter: str | None, sequences: Sequences, exact: bool, device_name: str, dtype: str, trust_remote_code: bool
-) -> SequenceStates:
+) -> dict[str, Any]:
     import torch
 
     states = Collected(len(sequences))
@@ -171,8 +172,8 @@ class Collected:
             self.prompts[number] = array(states[row, len(prompt) - 1].float())
             self.answers[number] = array(states[row, len(prompt) : len(prompt) + len(rest)].float().mean(0))
 
-    def whole(self) -> SequenceStates:
-        return SequenceStates(stacked(self.prompts), stacked(self.answers))
+    def whole(self) -> dict[str, np.ndarray]:
+        return {"prompt": stacked(self.prompts), "answer": stacked(self.answers)}
 
 
 def stacked(rows: list[np.ndarray]) -> np.ndarray:
