@@ -201,7 +201,7 @@ def test_a_calibration_does_too(record: Record, command: Callable[..., int]) -> 
 def test_the_record_would_notice(record: Record, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "sleep", lambda self: None)
     assert command("method=sft", "reinit=true", "n_seed=16", "n_sampled=32") == 0
-    assert {"train_here", "states_here"} <= set(record.beside_the_engine)
+    assert {"train_here", "texts_here"} <= set(record.beside_the_engine)
 
 
 def test_what_no_stage_thought_of_takes_the_device_as_well(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.launch.compose import load_config
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.records import run_log
-from iterative_ft.report import pictures
+from iterative_ft.report import page, pictures
 from iterative_ft.stats.intervals import over_questions
 
 TOLD, BROKEN = 3, 4  # exit codes: ended with its one line, ended with anything else
@@ -35,6 +35,7 @@ def prepared(*overrides: str) -> Config:
 def run_small(base: Path, overrides: list[str], disk: Disk | None = None, folder: str = "run") -> None:
     """Run in <base>/<folder> with the store <base>/store. Patches modules: for a forked process."""
     pictures.draw = lambda runs, file: file.write_bytes(PIXEL)  # type: ignore[assignment]
+    loop.write_page = page.write_page  # a test that forks may have patched it out
     run_log.code_state = lambda folder: {}
     config = prepared(*overrides).model_copy(update={"store": str(base / "store")})
     planned = loop.plan(config)
