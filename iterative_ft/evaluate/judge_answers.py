@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import JudgeAnswers
 from iterative_ft.errors import RunError
 from iterative_ft.judges.scores import Score
 from iterative_ft.machine.files import write_json, write_jsonl
+from iterative_ft.records.folder import PAGE
 from iterative_ft.records.terminal import text_table
 from iterative_ft.report.judged import write_judged
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.judge import judge, judge_version, scores_of
 from iterative_ft.stages.labelled import labelled_stage
 from iterative_ft.stats.intervals import Interval, over_questions
+from iterative_ft.stats.verdict import unfamiliar_share
 from iterative_ft.store import Store
 
 
@@ -43,13 +45,13 @@ def judge_answers(task: JudgeAnswers, config: Config, texts: Sequence[tuple[str,
         write_jsonl(out / "answers.jsonl", rows)
         write_json(out / "scores.json", found)
         table = lines_of(found)
-        write_judged(found, table, rows, out / "report.html")
+        write_judged(found, table, rows, out / PAGE)
     except OSError as error:
         raise RunError(
             f"out={out} cannot be written ({error.strerror}): the scores are in the store, give another folder"
         ) from error
     print(text_table([["", found["persona"]], *table]))
-    print(f"{command}\nscores  {out / 'answers.jsonl'}, {out / 'scores.json'}\nreport  {out / 'report.html'}")
+    print(f"{command}\nscores  {out / 'answers.jsonl'}, {out / 'scores.json'}\nreport  {out / PAGE}")
     return found
 
 
@@ -61,8 +63,6 @@ def summary(config: Config, texts: Sequence[tuple[str, str]], scores: Sequence[S
     threshold = config.measure.coherence_threshold
     coherent = [score["coherence"] is not None and score["coherence"] >= threshold for score in scores]
     kept = [score["trait"] if ok else None for score, ok in zip(scores, coherent, strict=True)]
-    distances = [cast("dict[str, Any]", score).get("distance") for score in scores]
-    known = [distance for distance in distances if distance is not None]
     of_trait, of_coherence, of_kept = (
         over_questions(values, prompts)
         for values in ([score["trait"] for score in scores], [score["coherence"] for score in scores], kept)
@@ -77,7 +77,7 @@ def summary(config: Config, texts: Sequence[tuple[str, str]], scores: Sequence[S
         "coherence": as_dict(of_coherence),
         "trait_coherent": as_dict(of_kept),
         "coherent_share": sum(coherent) / (n - n_failed) if n > n_failed else None,
-        "unfamiliar_share": sum(distance > 1 for distance in known) / len(known) if known else None,
+        "unfamiliar_share": unfamiliar_share(score.get("distance") for score in scores),
         "failures": dict(failures),
         "marks": dict(Counter(score["mark"] for score in scores if score.get("mark") is not None)),
         "flaws": dict(Counter(score["flaw"] for score in scores if score["flaw"] is not None)),
