@@ -16,7 +16,7 @@ import pytest
 from judge_server import mean
 from test_api_judge import SHARP, WIDE, api
 from test_api_server import openai_server
-from tiny import FAMILIES, embedded_config, save_adapter, tiny_config, tiny_model, tiny_models
+from tiny import FAMILIES, embedded_config, save_adapter, tiny_config
 
 from iterative_ft.config.schema import Config, EngineConfig
 from iterative_ft.errors import ConfigError
@@ -39,7 +39,6 @@ from iterative_ft.stages.labelled import labelled_stage
 from iterative_ft.stages.replies import replies
 from iterative_ft.store import Event, Stage, Store
 
-__all__ = ["tiny_model", "tiny_models"]
 ENGINE = EngineConfig(
     name="engine",
     model=None,

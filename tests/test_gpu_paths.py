@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from test_sampling import params, requests, sampler_of
 from test_training import make_job
-from tiny import policy_of, save_adapter, tiny_config, tiny_model, tiny_models
+from tiny import policy_of, save_adapter, tiny_config
 
 from iterative_ft.errors import RunError
 from iterative_ft.models.codec import TokenizerCodec
@@ -24,8 +24,6 @@ from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.canary import Watch, flat, half_square
 from iterative_ft.sampling.vllm import VLLMSampler
 from iterative_ft.training.job import ADAPTER, Job, train
-
-__all__ = ["tiny_model", "tiny_models"]
 
 
 class Serving(VLLMSampler):

@@ -14,7 +14,6 @@ import pytest
 from conftest import ROOT
 from gpu_table import MODELS, shape, table, with_table
 from test_served_names import save_qwen3_5
-from tiny import tiny_model, tiny_models
 
 from iterative_ft.config import gpu
 from iterative_ft.config.schema import Config
@@ -23,7 +22,6 @@ from iterative_ft.machine import device, gpu_memory
 from iterative_ft.machine.gpu_memory import cache_of, shape_of
 from iterative_ft.models.adapters import base_shapes
 
-__all__ = ["tiny_model", "tiny_models"]
 Compose = Callable[[list[str]], Config]
 
 

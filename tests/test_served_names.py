@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import python
-from tiny import FAMILIES, save_adapter, save_tiny_model, tiny_model, tiny_models, tiny_tokenizer
+from tiny import FAMILIES, save_adapter, save_tiny_model, tiny_tokenizer
 
 from iterative_ft.errors import RunError
 from iterative_ft.models.adapters import base_shapes
@@ -22,7 +22,6 @@ from iterative_ft.models.headers import header
 from iterative_ft.models.served_names import adapted, checkpoint_names, renamed_copy
 from iterative_ft.sampling.adapter_names import RANKS, names_that_fit, unplaced
 
-__all__ = ["tiny_model", "tiny_models"]
 SERVED = ("llama", "qwen3", "gemma", "qwen3_5")
 # Qwen3.5's class in vLLM reads pictures too and imports torchvision, which the CPU stack does without: here it is empty.
 STAND_IN = """def __getattr__(name):

@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tiny import FAMILIES, tiny_models
+from tiny import FAMILIES
 
 from iterative_ft.errors import RunError
 from iterative_ft.models.expected import Expected, fixed_ids, token_logs
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.canary import NOISE_FACTOR, Logs, Watch
 
-__all__ = ["tiny_models"]
 pytestmark = pytest.mark.long
 LONG = 400  # tokens: what a broken kernel gets wrong is longer
 LENGTH = 500  # of the longest text; the tiny models take 512
