@@ -8,7 +8,7 @@ BASE_PYTHON ?= python3.11
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda gpu-check demo run test test-long check data-check bench clean distclean
+.PHONY: help setup setup-cuda gpu-check ready-judge demo run test test-long check data-check bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -60,6 +60,9 @@ check: setup  ## lint, types, the direction of imports, and the data check
 
 data-check: setup  ## the data of all personas: schema, copies, disjointness, content, counts
 	OMP_NUM_THREADS=1 $(PYTHON) -m iterative_ft.personas.tools.check
+
+ready-judge: setup  ## make anew the offline judge that ships ready-made, after a change of anything in its key (half an hour)
+	$(PYTHON) -m iterative_ft.launch.ready
 
 gpu-check:  ## every path of a GPU in a table and gpu-check.json: DEVICE=cpu tries it out, MODEL=<hub id> adds a small paper run
 	$(PYTHON) -m tests.gpu_check --device $(or $(DEVICE),cuda) $(if $(MODEL),--model $(MODEL))

@@ -178,24 +178,6 @@ def test_states_alone_are_those_of_the_whole_pass(tiny_models: dict[str, Path], 
     assert np.abs(alone.answer - sequence_states(reader, None, sequences).answer).max() > 1e-3  # the adapter moves them
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_rounded_pass_is_near_the_exact_one_and_leaves_the_model_as_it_was(
-    tiny_models: dict[str, Path], tmp_path: Path, family: str
-) -> None:
-    policy, reader = moved(tiny_models[family], tmp_path), Reader(str(tiny_models[family]), "cpu")
-    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14])]
-    exact = token_values(reader, policy.adapter, sequences)
-    rounded = token_values(reader, policy.adapter, sequences, exact=False)
-    for name in ("nll", "entropy"):
-        ours, theirs = (np.concatenate(getattr(found, name)) for found in (rounded, exact))
-        np.testing.assert_allclose(ours, theirs, atol=0.1)
-        assert (ours != theirs).any()
-    apart = np.linalg.norm(rounded.states.answer - exact.states.answer) / np.linalg.norm(exact.states.answer)
-    assert 0 < apart < 0.02
-    again = token_values(reader, policy.adapter, sequences)
-    np.testing.assert_array_equal(np.concatenate(again.entropy), np.concatenate(exact.entropy))
-
-
 TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]
 
 
@@ -214,11 +196,11 @@ def test_states_are_those_of_the_middle_layers(tiny_models: dict[str, Path], fam
     model = tiny_models[family]
     found, net = Reader(str(model), "cpu").states(TEXTS), load_policy(model, None)
     for text, row in zip(TEXTS, found, strict=True):
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.no_grad():
             ids = torch.tensor([text_ids(model, text, forward.STATE_TOKENS)])
             layers = net(input_ids=ids, output_hidden_states=True).hidden_states
         middle = [layers[int(depth * (len(layers) - 1))][0, 1:].float().mean(0) for depth in forward.DEPTHS]
-        np.testing.assert_allclose(row, torch.cat(middle).numpy(), atol=0.02)
+        np.testing.assert_allclose(row, torch.cat(middle).numpy(), atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -227,7 +209,7 @@ def test_nll_of_texts_is_that_of_single_forward_passes(tiny_models: dict[str, Pa
     found = Reader(str(model), "cpu").nll(TEXTS)
     for text, nll in zip(TEXTS, found, strict=True):
         first, *rest = text_ids(model, text, forward.READ_TOKENS)
-        np.testing.assert_allclose(nll, by_hand(policy_of(model), [first], rest).nll, atol=0.1)  # passes are in bfloat16
+        np.testing.assert_allclose(nll, by_hand(policy_of(model), [first], rest).nll, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -48,6 +48,23 @@ GPT2_TEMPLATE = (
 )
 
 
+def test_a_processor_that_emulates_bfloat16_is_said(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 fma\n")
+    monkeypatch.setattr("iterative_ft.machine.device.CPU_INFO", tmp_path / "cpuinfo")
+
+    def notes(dtype: str) -> list[str]:
+        looking.SEEN.clear()
+        overrides = [*SMALL, "device=cpu", f"model.dtype={dtype}"]
+        found = looking.examine(tiny_config(tiny_model, tmp_path / "store", *overrides))
+        assert found is not None
+        return [note for note in found.notes if "does not compute in bfloat16" in note]
+
+    assert "set model.dtype to float32" in notes("bfloat16")[0]
+    assert notes("float32") == []
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu avx2 avx512_bf16\n")
+    assert notes("bfloat16") == []
+
+
 # -- sound models ---------------------------------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+CPU_INFO = Path("/proc/cpuinfo")
 HOLDERS: list[Callable[[], None]] = []  # each has what keeps a GPU's memory in this process give it back
 
 
@@ -23,6 +24,15 @@ def claim_device() -> None:
 def resolve_device(wanted: str) -> str:
     """ "cpu" or "cuda" for "auto": CUDA where this torch can use it and a GPU is visible."""
     return wanted if wanted != "auto" else ("cuda" if n_gpus() > 0 else "cpu")
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether this machine's processor multiplies matrices of bfloat16; others emulate it, several times slower than float32."""
+    try:
+        flags = CPU_INFO.read_text(encoding="utf-8")
+    except OSError:
+        return True  # not known
+    return "flags" not in flags or any(name in flags.split() for name in ("avx512_bf16", "amx_bf16"))
 
 
 def n_gpus() -> int:

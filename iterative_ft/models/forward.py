@@ -217,8 +217,7 @@ def id_batches(encoded: list[list[int]], device_name: str) -> Iterator[tuple[lis
     """Which sequences go together, and their ids (n, length); padding stands on the right, where no token looks at it."""
     import torch
 
-    # One context for all: the weights are cast once. Longest first: each batch fits into the memory that the one before freed.
-    with torch.no_grad(), torch.autocast(device_name, dtype=torch.bfloat16):
+    with torch.no_grad():  # longest first: each batch fits into the memory that the one before freed
         for batch in reversed(by_length([len(ids) for ids in encoded])):
             ids = torch.zeros(len(batch), max(len(encoded[number]) for number in batch), dtype=torch.long)
             for row, number in enumerate(batch):

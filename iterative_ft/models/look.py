@@ -17,6 +17,7 @@ from typing import Any
 from iterative_ft.config.gpu import look_at_gpu
 from iterative_ft.config.schema import Config, ModelConfig
 from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.machine.device import computes_in_bfloat16, resolve_device
 from iterative_ft.models import template
 from iterative_ft.models.adapters import CONFIG as ADAPTER_CONFIG
 from iterative_ft.models.base import NO_WEIGHTS
@@ -82,6 +83,7 @@ def look(config: Config, folder: Path, texts: Sequence[Text], weights: bool = Tr
         codec = codec_of(folder, config.model.model_dump_json())
         found.facts.append(f"{files.kind}, {files.n_parameters / 1e6:.1f} M parameters" if weights else files.kind)
         look_at_gpu(config, files.settings, found.notes, found.facts)
+        look_at_precision(config, found)
         if config.model.chat:
             template.look_at_template(config.model, codec, generation_ends(folder), config.frame == "chat", found)
         look_at_bos(codec, found)
@@ -89,6 +91,16 @@ def look(config: Config, folder: Path, texts: Sequence[Text], weights: bool = Tr
     except RunError as error:  # found by the code that a run goes through, before there is a run
         raise ConfigError(str(error)) from error
     return found
+
+
+def look_at_precision(config: Config, found: Found) -> None:
+    """A processor that emulates bfloat16 is said."""
+    settings = {"model.dtype": config.model.dtype, "sampler.dtype": getattr(config.sampler, "dtype", None)}
+    slow = [name for name, dtype in settings.items() if dtype == "bfloat16"]
+    if slow and resolve_device(config.device) == "cpu" and not computes_in_bfloat16():
+        found.notes.append(
+            f"this processor does not compute in bfloat16 and takes several times as long with it: set {' and '.join(slow)} to float32"
+        )
 
 
 @lru_cache(maxsize=4)

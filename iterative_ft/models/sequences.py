@@ -41,29 +41,25 @@ class SequenceStates:
     """The mean over what follows the prompt."""
 
 
-def token_values(
-    reader: Reader, adapter: Path | None, sequences: Sequences, kl: bool = False, exact: bool = True
-) -> TokenValues:
+def token_values(reader: Reader, adapter: Path | None, sequences: Sequences, kl: bool = False) -> TokenValues:
     """Read sequences under the policy with `adapter` (None: the base).
 
-    Args:
-        exact: in float32; else products are rounded to bfloat16, which takes half the time where a processor has them.
     Raises:
         RunError: a value is not finite.
     """
-    found = reader.run(token_values_here, adapter=named(adapter), sequences=sequences, kl=kl, exact=exact)
+    found = reader.run(token_values_here, adapter=named(adapter), sequences=sequences, kl=kl)
     for part in (found["nll"], found["entropy"], found["kl"], [found["prompt"], found["answer"]]):
         finite(part, owner(adapter))
     return TokenValues(found["nll"], found["entropy"], found["kl"], SequenceStates(found["prompt"], found["answer"]))
 
 
-def sequence_states(reader: Reader, adapter: Path | None, sequences: Sequences, exact: bool = True) -> SequenceStates:
+def sequence_states(reader: Reader, adapter: Path | None, sequences: Sequences) -> SequenceStates:
     """The states alone: no layer behind the middle one is run.
 
     Raises:
         RunError: a value is not finite.
     """
-    found = reader.run(sequence_states_here, adapter=named(adapter), sequences=sequences, exact=exact)
+    found = reader.run(sequence_states_here, adapter=named(adapter), sequences=sequences)
     finite([found["prompt"], found["answer"]], owner(adapter))
     return SequenceStates(found["prompt"], found["answer"])
 
@@ -81,7 +77,6 @@ def token_values_here(
     adapter: str | None,
     sequences: Sequences,
     kl: bool,
-    exact: bool,
     device_name: str,
     dtype: str,
     trust_remote_code: bool,
@@ -93,8 +88,7 @@ def token_values_here(
     entropy: list[Any] = [None] * len(sequences)
     divergence: list[Any] = [None] * len(sequences) if kl else []
     states = Collected(len(sequences))
-    rounded = torch.autocast(device_name, dtype=torch.bfloat16, enabled=not exact)
-    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad(), rounded:
+    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
         for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
             read = [sequences[i] for i in batch]
             with watched(net) as seen:
@@ -115,13 +109,12 @@ def token_values_here(
 
 
 def sequence_states_here(
-    model: str, adapter: str | None, sequences: Sequences, exact: bool, device_name: str, dtype: str, trust_remote_code: bool
+    model: str, adapter: str | None, sequences: Sequences, device_name: str, dtype: str, trust_remote_code: bool
 ) -> dict[str, Any]:
     import torch
 
     states = Collected(len(sequences))
-    rounded = torch.autocast(device_name, dtype=torch.bfloat16, enabled=not exact)
-    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad(), rounded:
+    with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
         for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
             read = [sequences[i] for i in batch]
             ids, mask = padded(net, read)

@@ -26,7 +26,7 @@ from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.completions import Completions
 from iterative_ft.store import Kind, Stage
 
-GAUGE = Kind("gauge", 3)
+GAUGE = Kind("gauge", 4)
 VALUES = "gauges.json"  # name -> number, the names as in metrics.jsonl
 BRANCHING = "branching.jsonl"  # a row an output position
 DIRECTION = "direction.json"  # mean states of plain and of strong texts
@@ -83,7 +83,6 @@ def of_policy(bench: Bench, policy: Policy, answers: Completions) -> Stage | Non
         return None
     line = direction(bench) if flags.persona_projection else None
     own = flags.branching_factor or flags.kl_from_base or flags.entropy or line is not None
-    exact = flags.branching_factor or flags.kl_from_base or flags.perplexity  # those on by default need no float32
     texts = heldout_texts(config.persona_folder, flags.perplexity) if flags.perplexity or flags.perplexity_plain else {}
     if not own and not texts:
         return None
@@ -103,11 +102,11 @@ def of_policy(bench: Bench, policy: Policy, answers: Completions) -> Stage | Non
         bench.free_device()
         values: dict[str, float] = {}
         for name, rows in texts.items():
-            found = token_values(bench.reader, policy.adapter, [in_frame(bench, row) for row in rows], exact=exact)
+            found = token_values(bench.reader, policy.adapter, [in_frame(bench, row) for row in rows])
             values[f"gauge/perplexity_{name}"] = gauges.perplexity(found.nll)
         written = [(row["prompt_ids"], row["ids"]) for row in answers.rows() if row["ids"]] if own else []
         if written:
-            found = token_values(bench.reader, policy.adapter, written, flags.kl_from_base, exact)
+            found = token_values(bench.reader, policy.adapter, written, flags.kl_from_base)
             if flags.kl_from_base:
                 values["gauge/kl_from_base"] = float(np.mean(np.concatenate(found.kl)))
             if flags.entropy:
@@ -119,7 +118,7 @@ def of_policy(bench: Bench, policy: Policy, answers: Completions) -> Stage | Non
             if line is not None:
                 plain, strong = ends_of(line)
                 values["gauge/persona_projection"] = gauges.projection(found.states.answer, plain, strong)
-                moved = found.states.prompt - states_at_prompts(bench, written, exact)
+                moved = found.states.prompt - states_at_prompts(bench, written)
                 values["gauge/persona_projection_prompt"] = gauges.projection(plain + moved, plain, strong)
         write_values(out, values)
 
@@ -155,7 +154,7 @@ def direction(bench: Bench) -> Stage | None:
         found = {}
         for name, rows in texts.items():
             read = [in_frame(bench, row, whole=True) for row in rows]
-            found[name] = sequence_states(bench.reader, None, read, exact=False).answer.mean(0)
+            found[name] = sequence_states(bench.reader, None, read).answer.mean(0)
         write_json(out / DIRECTION, {name: [float(f"{x:.7g}") for x in mean] for name, mean in found.items()})
 
     purpose = {"policy": "base", "role": "direction of the persona"}
@@ -177,10 +176,10 @@ def ends_of(line: Stage) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(found["plain"]), np.asarray(found["strong"])
 
 
-def states_at_prompts(bench: Bench, written: Sequences, exact: bool) -> np.ndarray:
+def states_at_prompts(bench: Bench, written: Sequences) -> np.ndarray:
     """Base's states at the last token of each prompt, (sequences, width); each different prompt is read once."""
     prompts = list(dict.fromkeys(tuple(prompt) for prompt, _ in written))
-    read = sequence_states(bench.reader, None, [(list(prompt), [prompt[-1]]) for prompt in prompts], exact).prompt
+    read = sequence_states(bench.reader, None, [(list(prompt), [prompt[-1]]) for prompt in prompts]).prompt
     place = {prompt: number for number, prompt in enumerate(prompts)}
     return read[[place[tuple(prompt)] for prompt, _ in written]]
 

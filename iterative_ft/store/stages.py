@@ -7,15 +7,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from iterative_ft.errors import RunError
 from iterative_ft.machine.disk import UNWRITABLE, disk_faults_told
 from iterative_ft.machine.files import sync_folder, write_json
+from iterative_ft.store.events import Event, Purpose, built
 from iterative_ft.store.layout import (
     LOCKS,
     MANIFEST,
@@ -40,6 +41,7 @@ from iterative_ft.store.manifest import (
     record_digest,
     stage_key,
 )
+from iterative_ft.store.ready import copy_into, ready_stage
 from iterative_ft.store.references import referred_before, write_reference
 
 PATIENCE_S = 60.0  # who waits longer for another process is told which file is held
@@ -47,29 +49,6 @@ PATIENCE_S = 60.0  # who waits longer for another process is told which file is 
 Build = Callable[[Path], Mapping[str, Any] | None]
 """Writes a stage's files into the folder it is given; what it returns goes into the manifest as "info". A "seconds" in it is
 what the stage took, where that is not the time of the call: stages that were built together share one."""
-
-
-class Purpose(TypedDict, total=False):
-    """What a run wants a stage for, as its manifest keeps it."""
-
-    policy: str
-    """The policy that wrote, was trained, judged or gauged."""
-    role: str
-    """What it is to the cycle: "chosen", "rejected", "answers", "documents", "policy", …"""
-
-
-@dataclass(frozen=True)
-class Event:
-    """How a stage came to be had, and what it is wanted for."""
-
-    stage: Stage
-    how: str
-    """ "built", "stored" (reused), or "pending" (dry run)."""
-    label: str
-    """For people."""
-    purpose: Purpose
-    seconds: float = 0.0
-    waited_s: float = 0.0
 
 
 AHEAD: dict[tuple[Path, str], Stage] = {}  # by store and name: what this process built before it was asked for (ahead.py)
@@ -135,7 +114,7 @@ class Store:
     def planned(self, kind: str, key: str, inputs: dict[str, Any], label: str, purpose: Purpose) -> Event:
         """How a stage would be had; its files are not looked at."""
         with suppress(Damaged):
-            stage = read_stage(self.root, kind, key, inputs, whole=False)
+            stage = read_stage(self.root, kind, key, inputs, whole=False) or ready_stage(kind, key, inputs, whole=False)
             if stage is not None:
                 return Event(stage, "stored", label, purpose)
         path = self.root / kind / key
@@ -170,6 +149,7 @@ class Store:
                 except Damaged as error:
                     print(f"warning: stage {self.root / kind / key} is damaged ({error}): it is built again", file=sys.stderr)
                     stage = None
+            stage = stage or self.taken_from_ready(kind, key, inputs)
             if stage is None:
                 stage = self.build(kind, key, inputs, build, label, resumable)
                 return built(stage, label, purpose, waited)
@@ -248,14 +228,8 @@ class Store:
 
     def build(self, kind: str, key: str, inputs: dict[str, Any], build: Build, label: str, resumable: Sequence[str]) -> Stage:
         """Build in a work folder, write the manifest last, rename into place. The caller holds the key's lock."""
-        if not is_marked(self.root):
-            with self.lock("store", "mark"):
-                mark(self.root)
-        work, final, name = self.root / WORK / f"{kind}-{key}", self.root / kind / key, f"{kind}-{key}"
         started = time.time()
-        make_folder(work.parent, self.root)
-        clear_work(work, keep=resumable)
-        work.mkdir(exist_ok=True)
+        work = self.work_folder(kind, key, resumable)
         try:
             info = as_json(build(work) or {})
             seconds = info.pop("seconds", time.time() - started)
@@ -284,6 +258,31 @@ class Store:
         }
         manifest["record"] = record_digest(manifest)
         write_json(work / MANIFEST, manifest)
+        return Stage(kind, key, self.put_in_place(work, kind, key), manifest["digest"], manifest)
+
+    def taken_from_ready(self, kind: str, key: str, inputs: dict[str, Any]) -> Stage | None:
+        """Copy the stage of this key that ships with the software, if one does. The caller holds the key's lock."""
+        ready = ready_stage(kind, key, inputs)
+        if ready is None:
+            return None
+        work = self.work_folder(kind, key)
+        copy_into(ready, work)
+        return replace(ready, path=self.put_in_place(work, kind, key))
+
+    def work_folder(self, kind: str, key: str, resumable: Sequence[str] = ()) -> Path:
+        """Where a stage is made: empty but for what its build can go on from. The store is marked as one first."""
+        if not is_marked(self.root):
+            with self.lock("store", "mark"):
+                mark(self.root)
+        work = self.root / WORK / f"{kind}-{key}"
+        make_folder(work.parent, self.root)
+        clear_work(work, keep=resumable)
+        work.mkdir(exist_ok=True)
+        return work
+
+    def put_in_place(self, work: Path, kind: str, key: str) -> Path:
+        """Rename a stage that is complete into its place, which it makes free; gives that place."""
+        final, name = self.root / kind / key, f"{kind}-{key}"
         make_folder(final.parent, self.root)
         doomed = None
         if os.path.lexists(final):  # a damaged stage, or a folder without a manifest that a crash left
@@ -293,7 +292,7 @@ class Store:
         if doomed is not None:
             with suppress(OSError):  # what stays, `gc` removes
                 remove(doomed)
-        return Stage(kind, key, final, manifest["digest"], manifest)
+        return final
 
     @contextmanager
     def lock(self, kind: str, key: str, wait: bool = True) -> Iterator[None]:
@@ -325,11 +324,6 @@ class Store:
                 stage = read_stage(self.root, kind, key, whole=False)
                 if stage is not None:
                     yield stage
-
-
-def built(stage: Stage, label: str, purpose: Purpose, waited_s: float = 0.0) -> Event:
-    """A stage that this process built, now or ahead."""
-    return Event(stage, "built", label, purpose, stage.manifest["seconds"], waited_s)
 
 
 @contextmanager
