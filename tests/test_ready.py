@@ -6,7 +6,6 @@ Not covered: that building the judge anew gives the same numbers, which `make re
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,10 @@ from iterative_ft.store.references import References
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     """A stage that ships, of the text "hello"."""
     monkeypatch.setattr(ready, "READY", tmp_path / "ready")
-    yield text_stage(Store(tmp_path / "ready"), "hello")
+    return text_stage(Store(tmp_path / "ready"), "hello")
 
 
 def test_a_shipped_stage_is_taken_and_not_built(shipped: Stage, tmp_path: Path) -> None:
@@ -53,7 +52,9 @@ def test_a_damaged_shipped_stage_is_built(shipped: Stage, tmp_path: Path) -> Non
     assert (built.path / "sub" / "a.txt").read_text() == "hello"
 
 
-def test_a_damaged_stage_is_replaced_by_the_shipped_one(shipped: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_stage_is_replaced_by_the_shipped_one(
+    shipped: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     stage = text_stage(Store(tmp_path / "store"), "hello")
     (stage.path / "sub" / "a.txt").write_text("hullo")
     again = Store(tmp_path / "store").stage(DATA, {"text": "hello"}, never, "hello")

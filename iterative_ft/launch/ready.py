@@ -56,7 +56,10 @@ def compared(one: Path, other: Path, embedder: str, bench: Bench) -> str:
                 trait.append(abs(a["trait"] - b["trait"]))
             if a["coherence"] is not None and b["coherence"] is not None:
                 coherence.append(abs(a["coherence"] - b["coherence"]))
-    found = [f"{what} {np.mean(x):.3f} points in the mean, {np.max(x):.2f} at most" for what, x in (("trait", trait), ("coherence", coherence))]
+    found = [
+        f"{what} {np.mean(points):.3f} points in the mean, {np.max(points):.2f} at most"
+        for what, points in (("trait", trait), ("coherence", coherence))
+    ]
     return f"{len(trait)} held-out texts: " + ", ".join(found)
 
 

@@ -27,7 +27,7 @@ def resolve_device(wanted: str) -> str:
 
 
 def computes_in_bfloat16() -> bool:
-    """Whether this machine's processor multiplies matrices of bfloat16; others emulate it, several times slower than float32."""
+    """Whether this machine's processor multiplies matrices of bfloat16; others emulate it, slower than float32 by far."""
     try:
         flags = CPU_INFO.read_text(encoding="utf-8")
     except OSError:

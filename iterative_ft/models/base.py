@@ -12,6 +12,7 @@ from iterative_ft.machine.files import file_digests, file_sha256, text_digest, w
 from iterative_ft.machine.libraries import EMBEDDED, embedded_file, quiet_transformers
 
 LOCATION = "location.json"
+EMBEDDED_DTYPE = "bfloat16"  # of the checkpoint, whatever precision it is trained and served in: one model, one digest
 EMBEDDED_PAD = "<|endoftext|>"
 SMALL = ["*.json", "*.jinja", "*.txt", "*.model"]  # what a look at a model reads
 LARGE = ["*.safetensors"]
@@ -23,6 +24,7 @@ def identity(config: ModelConfig) -> dict[str, Any]:
     """What the checkpoint depends on, as JSON values; cheap, so that a dry run can ask."""
     inputs: dict[str, Any] = {"path": config.path, "revision": config.revision, "dtype": config.dtype}
     if config.path.startswith("embedded:"):
+        inputs["dtype"] = EMBEDDED_DTYPE
         return inputs | {"sha256": EMBEDDED[config.path.removeprefix("embedded:")][2]}
     folder = local_folder(config.path)
     if folder is not None:  # sizes and times notice a change; the stage itself records the contents' hashes
@@ -41,7 +43,7 @@ def prepare(config: ModelConfig, out: Path) -> dict[str, Any]:
     Embedded: dequantised once into a checkpoint. A folder or a hub id: `location.json` with the hashes of its files.
     """
     if config.path.startswith("embedded:"):
-        return dequantise(embedded_file(config.path.removeprefix("embedded:")), config, out)
+        return dequantise(embedded_file(config.path.removeprefix("embedded:")), out)
     folder = local_folder(config.path)
     found: dict[str, str | None] = {"repo": None, "revision": None}
     if folder is None:
@@ -89,7 +91,7 @@ def snapshot(
         ) from error
 
 
-def dequantise(gguf: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
+def dequantise(gguf: Path, out: Path) -> dict[str, Any]:
     """Turn a GGUF file into a checkpoint and tokenizer that transformers and vLLM both read."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -99,7 +101,7 @@ def dequantise(gguf: Path, config: ModelConfig, out: Path) -> dict[str, Any]:
         str(gguf.parent),
         gguf_file=gguf.name,
         quantization_config=GgufConfig(dequantize=True),
-        dtype=getattr(torch, config.dtype),
+        dtype=getattr(torch, EMBEDDED_DTYPE),
     )
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     # The file pads with the end token, and then a model may never learn to stop.

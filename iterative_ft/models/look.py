@@ -99,7 +99,8 @@ def look_at_precision(config: Config, found: Found) -> None:
     slow = [name for name, dtype in settings.items() if dtype == "bfloat16"]
     if slow and resolve_device(config.device) == "cpu" and not computes_in_bfloat16():
         found.notes.append(
-            f"this processor does not compute in bfloat16 and takes several times as long with it: set {' and '.join(slow)} to float32"
+            "this processor does not compute in bfloat16 and takes several times as long with it: "
+            f"set {' and '.join(slow)} to float32"
         )
 
 

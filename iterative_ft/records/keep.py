@@ -1,0 +1,64 @@
+"""Keep finished runs for good: their records without weights, pictures and stages, a folder a run.
+
+python -m iterative_ft.records.keep FROM TO, where FROM holds run folders at any depth. What is kept is all that
+`evaluate.py task=compare` reads. A run that is kept already is left as it is; one that differs from what is kept is an error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from iterative_ft.errors import RunError
+from iterative_ft.records.folder import ABOUT, ANSWERS, CONFIG, MANIFEST, METRICS, RESULT
+from iterative_ft.records.read import Run, read_run
+
+KEPT = (CONFIG, *ABOUT, MANIFEST, METRICS, ANSWERS, RESULT)
+
+
+def keep(source: Path, to: Path) -> list[Path]:
+    """Copy the records of all finished runs below `source`; returns their folders below `to`.
+
+    Raises:
+        RunError: another run is kept under a run's name.
+    """
+    found = []
+    for result in sorted(source.rglob(RESULT)):
+        run = read_run(result.parent)
+        folder = to / name_of(run)
+        if folder.is_dir() and (folder / METRICS).read_bytes() != (run.folder / METRICS).read_bytes():
+            raise RunError(f"{folder} holds another run than {run.folder}: remove it, or keep this one elsewhere")
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            for name in KEPT:
+                if (run.folder / name).is_file():
+                    shutil.copyfile(run.folder / name, folder / name)
+        found.append(folder)
+    return found
+
+
+def name_of(run: Run) -> str:
+    """What tells a run from the others of a study: method, arm, persona, amount, who wrote the rejected answers, seed."""
+    config = run.config
+    same = "_same" if config["method"].get("rejected_from") == "same" else ""
+    arm = "reinit" if run.reinit == "true" else "continual"
+    return f"{config['method']['name']}_{arm}_{config['persona']['name']}{same}_n{config['n_sampled']}_s{config['seed']}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        kept = keep(Path(arguments[0]), Path(arguments[1]))
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{len(kept)} runs are kept in {arguments[1]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
