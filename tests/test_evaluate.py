@@ -20,12 +20,13 @@ from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.evaluate import compare as comparing
 from iterative_ft.evaluate import judge_answers
 from iterative_ft.evaluate import remeasure as measuring
-from iterative_ft.evaluate.judge_card import auc, judge_card, labelled_texts, spearman
+from iterative_ft.evaluate.judge_card import auc, judge_card, labelled_texts
 from iterative_ft.judges.probe.corrupt import CORRUPTIONS
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import tasks
 from iterative_ft.launch.cli import run_app
 from iterative_ft.machine.files import file_digests, read_jsonl
+from iterative_ft.stats.ranks import spearman
 
 FakeRuns = Callable[..., Any]
 

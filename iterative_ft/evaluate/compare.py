@@ -11,7 +11,6 @@ from typing import Any
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import Compare, Wandb
 from iterative_ft.errors import RunError
-from iterative_ft.evaluate.judge_card import spearman
 from iterative_ft.records.folder import PAGE, PICTURE
 from iterative_ft.records.read import Run, read_rows, read_run
 from iterative_ft.records.rows import MetricRow, value
@@ -20,6 +19,7 @@ from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.report import pictures
 from iterative_ft.report.arms import Arm, arms_of, change, labels, not_pooled
 from iterative_ft.report.page import write_page
+from iterative_ft.stats.ranks import spearman
 
 COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last", "invalid")
 

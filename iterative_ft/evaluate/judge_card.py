@@ -27,6 +27,7 @@ from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.judge import judge, judge_version, scores_of
 from iterative_ft.stages.labelled import labelled_stage
 from iterative_ft.stages.measure import ask
+from iterative_ft.stats.ranks import spearman
 from iterative_ft.stats.verdict import unfamiliar_share
 from iterative_ft.store import Store
 
@@ -313,16 +314,6 @@ def auc(positive: list[float], negative: list[float]) -> float | None:
     if not positive or not negative:
         return None
     return round(float(roc_auc_score([1] * len(positive) + [0] * len(negative), positive + negative)), 4)
-
-
-def spearman(first: list[Any], second: list[Any]) -> float | None:
-    """Rank correlation of the pairs in which both are scored; None where one of them never changes."""
-    from scipy.stats import spearmanr
-
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
-    if len(pairs) < 3 or len({a for a, _ in pairs}) < 2 or len({b for _, b in pairs}) < 2:
-        return None
-    return round(float(spearmanr(*zip(*pairs, strict=True)).statistic), 4)
 
 
 def median(found: list[float]) -> float | None:

@@ -34,6 +34,7 @@ GAUGES = {
     "gauge/canary_error": "canary: engine against trainer, nats",
     "gauge/canary_shift": "canary: shift from base, nats",
     "gauge/canary_share": "canary: error, share of the shift",
+    "gauge/canary_kept": "canary: share of the shift that is served",
     "gauge/canary_noise": "canary: noise floor, nats",
     "gauge/adapter_norm": "norm of the adapter",
 }
