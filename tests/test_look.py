@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from conftest import python
-from tiny import END, FAMILIES, ROOT, read_json, save_adapter, tiny_config
+from tiny import END, FAMILIES, ROOT, embedded_config, read_json, save_adapter, tiny_config
 
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
@@ -46,6 +46,18 @@ GPT2_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [("fpu avx2 fma", "float32"), ("fpu avx2 avx512_bf16", "bfloat16")])
+def test_auto_is_the_precision_that_a_processor_computes_in_and_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, dtype: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr("iterative_ft.machine.device.CPU_INFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("iterative_ft.machine.device.n_gpus", lambda: 0)
+    assert embedded_config(tmp_path / "store").model.dtype == dtype
+    monkeypatch.setattr("iterative_ft.machine.device.n_gpus", lambda: 1)
+    assert embedded_config(tmp_path / "store").model_dump()["model"]["dtype"] == "bfloat16"
 
 
 def test_a_processor_that_emulates_bfloat16_is_said(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

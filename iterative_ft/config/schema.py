@@ -17,6 +17,7 @@ from iterative_ft.config.methods import DPOConfig, SDFConfig, SFTConfig
 from iterative_ft.config.persona import PersonaConfig
 from iterative_ft.config.section import Count, Name, PathText, PositiveInt, Precision, Score, Section, Seed, Share
 from iterative_ft.data import files as persona_files
+from iterative_ft.machine.device import training_dtype
 
 
 def not_next_to_zero(value: float) -> float:
@@ -52,13 +53,19 @@ class ModelConfig(Section):
     name: Name
     path: str
     revision: str | None
-    dtype: Precision
+    dtype: Literal["auto"] | Precision
     chat: bool
     system_prompt: str | None
     chat_template_kwargs: dict[str, Any]
     end_token: str | None
     document_end_token: str | None
     trust_remote_code: bool
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def settled(cls, value: Any) -> Any:
+        """What "auto" is on this machine, so that a run's record and its keys say what was used."""
+        return training_dtype() if value == "auto" else value
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -35,6 +35,11 @@ def computes_in_bfloat16() -> bool:
     return "flags" not in flags or any(name in flags.split() for name in ("avx512_bf16", "amx_bf16"))
 
 
+def training_dtype() -> str:
+    """The precision that this machine trains fastest in: bfloat16 on a GPU or a processor that computes in it, else float32."""
+    return "bfloat16" if n_gpus() > 0 or computes_in_bfloat16() else "float32"
+
+
 def n_gpus() -> int:
     """Visible NVIDIA GPUs that the installed torch can use."""
     return len(visible_gpus())

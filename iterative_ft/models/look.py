@@ -95,6 +95,7 @@ def look(config: Config, folder: Path, texts: Sequence[Text], weights: bool = Tr
 
 def look_at_precision(config: Config, found: Found) -> None:
     """A processor that emulates bfloat16 is said."""
+    found.facts.append(f"trains in {config.model.dtype}")
     settings = {"model.dtype": config.model.dtype, "sampler.dtype": getattr(config.sampler, "dtype", None)}
     slow = [name for name, dtype in settings.items() if dtype == "bfloat16"]
     if slow and resolve_device(config.device) == "cpu" and not computes_in_bfloat16():
