@@ -31,7 +31,7 @@ VALUES = "gauges.json"  # name -> number, the names as in metrics.jsonl
 BRANCHING = "branching.jsonl"  # a row an output position
 DIRECTION = "direction.json"  # mean states of plain and of strong texts
 DIRECTION_TEXTS = 64  # of each, at most
-PLAIN_TEXTS = 32  # held-out ones whose perplexity is taken
+PLAIN_TEXTS = 16  # held-out ones whose perplexity is taken
 
 
 def gauge(bench: Bench, policy: Policy, answers: Completions, of_base: Completions | None = None) -> list[Stage]:
