@@ -132,26 +132,24 @@ def training(n_processes: int) -> Callable[[Path, str], dict[str, Any]]:
     return check
 
 
-def command(folder: Path, device: str, *arguments: str) -> dict[str, Any]:
-    """train.py in this process on a tiny model that ends its answers; on a CPU with made-up scores, which take no time."""
-    import runpy
+def command(folder: Path, device: str, *arguments: str, model: list[str] | None = None) -> dict[str, Any]:
+    """train.py in this process; the offline judge's scores are made up on a CPU, where they would take long.
 
-    from test_look import eager_to_end
-    from tiny import save_tiny_model
+    Args:
+        model: settings that name it; None: a tiny model that ends its answers.
+    """
+    import runpy
 
     from iterative_ft.stages import judge
 
-    model = eager_to_end(save_tiny_model(folder / "model"), "llama")
     if device == "cpu":
         judge.JUDGES["probe"] = judge.by_fake
-    settings = ["model=custom", f"model.path={model}", "model.name=tiny", "model.dtype=float32", "sampler.dtype=float32"]
-    ends = ["model.end_token='<|im_end|>'", "model.document_end_token='<|endoftext|>'"]
     where = [
         f"device={device}",
         f"store={folder / 'store'}",
         f"hydra.{'sweep' if '-m' in arguments else 'run'}.dir={folder / 'out'}",
     ]
-    sys.argv = [str(ROOT / "train.py"), *arguments, *settings, *ends, *where, *SMALL]
+    sys.argv = [str(ROOT / "train.py"), *arguments, *(model or tiny_settings(folder)), *where, *SMALL]
     began = time.monotonic()
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
@@ -165,6 +163,15 @@ def command(folder: Path, device: str, *arguments: str) -> dict[str, Any]:
     return {"runs": len(folders), "s": round(seconds, 1), "s a cycle": round(seconds / len(shifts), 1)}
 
 
+def tiny_settings(folder: Path) -> list[str]:
+    from test_look import eager_to_end
+    from tiny import save_tiny_model
+
+    path = eager_to_end(save_tiny_model(folder / "model"), "llama")
+    named = ["model=custom", f"model.path={path}", "model.name=tiny", "model.dtype=float32", "sampler.dtype=float32"]
+    return [*named, "model.end_token='<|im_end|>'", "model.document_end_token='<|endoftext|>'"]
+
+
 def sweep(folder: Path, device: str) -> dict[str, Any]:
     """Four cells in one process: one engine, awake and asleep by turns."""
     return command(folder, device, "-m", "method=sft,dpo", "reinit='true','false'", "persona=misaligned")
@@ -174,6 +181,18 @@ def calibration(folder: Path, device: str) -> dict[str, Any]:
     n = ["n_seed=calibrated", "calibrate.target_trait=0", "calibrate.n_min=2", "calibrate.n_max=4"]
     SMALL.remove("n_seed=4")
     return command(folder, device, "method=sft", *n)
+
+
+def judging(folder: Path, device: str) -> dict[str, Any]:
+    """The run's own engine grades by rubric. With the embedded model: tiny tokenizers cut a rubric into thousands of tokens."""
+    SMALL[:] = [setting for setting in SMALL if not setting.startswith(("sampler.", "method.max_", "lora."))]
+    few = ["judge=engine", "gauges.persona_projection=false", "gauges.entropy=false", "gauges.perplexity_plain=false"]
+    found = command(folder, device, "method=sft", *few, model=["model=smollm2_135m"])
+    rows = [json.loads(line) for file in (folder / "store" / "replies").glob("*/replies.jsonl") for line in file.open()]
+    failures = {reply["failure"] for row in rows for reply in row["replies"]}
+    must(len(rows) == 24, "four answers of three policies are put to the engine by two rubrics")
+    must(not failures & {"too_long", "no_logprobs"}, f"each reply has its probabilities ({failures})")
+    return found | {"replies": len(rows)}
 
 
 def speed(folder: Path, device: str) -> dict[str, Any]:
@@ -237,7 +256,7 @@ def checks(device: str, n_gpus: int) -> dict[str, Callable[[Path, str], dict[str
     """By name; those for which the machine has no GPU are left out."""
     families = ["llama", "qwen3", "gemma", *(["qwen3_5"] if device == "cuda" else [])]  # the CPU stack has no torchvision
     found = {f"serve {family}": served(family) for family in families}
-    found |= {"train": training(1), "sweep": sweep, "calibrate": calibration, "speed": speed}
+    found |= {"train": training(1), "sweep": sweep, "calibrate": calibration, "judge by the engine": judging, "speed": speed}
     if device == "cpu" or n_gpus > 1:
         found["train on two"] = training(2)
     return found | ({"tensor parallel": tensor_parallel} if n_gpus > 1 else {})

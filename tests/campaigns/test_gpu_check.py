@@ -26,7 +26,7 @@ def test_every_check_runs_on_a_cpu_and_leaves_a_table_and_a_file(tmp_path: Path)
     found = json.loads(out.read_text())
     assert {result["check"]: result["ok"] for result in found["checks"]} == {
         "serve llama": True, "serve qwen3": True, "serve gemma": True, "train": True, "sweep": True, "calibrate": True,
-        "speed": True, "train on two": True,
+        "judge by the engine": True, "speed": True, "train on two": True,
     }  # fmt: skip
     assert all(result["numbers"] for result in found["checks"])
 
