@@ -38,7 +38,7 @@ setup-cuda: pyproject.toml requirements-cuda.lock  ## make .venv with the pinned
 	@$(PIP) --no-build-isolation -e .
 	@touch $(STAMP)
 
-demo: setup  ## a first look in three minutes: one cycle of SFT with few questions, its table, picture and page
+demo: setup  ## a first look: one cycle of SFT with few questions, its table, picture and page
 	$(PYTHON) train.py method=sft reinit=true persona=blissful n_seed=48 n_sampled=32 n_cycles=1 \
 	  measure.n_questions=12 measure.n_answers=1 hydra.run.dir=outputs/demo
 
