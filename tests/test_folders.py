@@ -27,6 +27,8 @@ from iterative_ft.loop import run
 from iterative_ft.machine.files import file_digests, read_jsonl
 from iterative_ft.records import folder as folders
 from iterative_ft.records.folder import held, new_folder, resumed
+from iterative_ft.records.keep import keep
+from iterative_ft.records.read import read_run
 
 Compose = Callable[[list[str]], Config]
 FAKE = [*SMALL, "wandb.mode=disabled"]
@@ -290,3 +292,22 @@ def test_b7_a_disk_that_takes_no_more_records_is_one_line(
     assert train(f"hydra.run.dir={tmp_path / 'run'}", f"store={tmp_path / 'store'}") == 0
     assert not (tmp_path / "run" / "error.txt").exists(), "an error of an earlier attempt is kept with it"
     assert list((tmp_path / "run" / "attempts").rglob("error.txt"))
+
+
+# -- runs kept for good -------------------------------------------------------------------------------------------------------
+
+
+def test_kept_runs_read_as_they_were_and_another_of_the_same_name_is_refused(
+    fake_run: Callable[..., FakeRun], tmp_path: Path
+) -> None:
+    made = fake_run("method=sft", "seed=3", folder="runs/one")
+    [kept] = keep(tmp_path / "runs", tmp_path / "results")
+    assert kept.name == "sft_reinit_misaligned_n6_s3"
+    before, after = read_run(made.folder), read_run(kept)
+    assert (before.measured, before.answers, before.result) == (after.measured, after.answers, after.result)
+    (kept / "result.json").unlink()  # as a kill would leave it
+    assert keep(tmp_path / "runs", tmp_path / "results") == [kept]
+    assert read_run(kept).result == before.result
+    (kept / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(RunError, match="holds another run"):
+        keep(tmp_path / "runs", tmp_path / "results")

@@ -178,6 +178,14 @@ def test_states_alone_are_those_of_the_whole_pass(tiny_models: dict[str, Path], 
     assert np.abs(alone.answer - sequence_states(reader, None, sequences).answer).max() > 1e-3  # the adapter moves them
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_leaves_the_model_as_it_was(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+    policy, reader = moved(tiny_models[family], tmp_path), Reader(str(tiny_models[family]), "cpu")
+    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14])]
+    first, again = (token_values(reader, policy.adapter, sequences) for _ in range(2))
+    np.testing.assert_array_equal(np.concatenate(again.entropy), np.concatenate(first.entropy))
+
+
 TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]
 
 

@@ -5,10 +5,14 @@ Errors are one line and exit code 2, before a run folder is made or a model libr
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,8 @@ from iterative_ft.machine.libraries import prepare_libraries
 from iterative_ft.records.folder import free, give_back, held
 from iterative_ft.store import Event
 
+HELP_WIDTH = 128
+LONG_GROUP = re.compile(rf"^sweep: .{{{HELP_WIDTH - 7},}}$", re.MULTILINE)
 MANY = 40  # runs whose settings take several seconds to judge
 CELLS: list[Any] = []  # the configs of this command's jobs, where they run in this process
 
@@ -85,12 +91,21 @@ def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], 
 
 def shown(main: Callable[[], None]) -> None:
     """Have Hydra show what was asked for; what it cannot show was asked for wrongly."""
+    said = io.StringIO()
     try:
-        main()
+        with redirect_stdout(said):
+            main()
     except (ConfigError, RunError, BrokenPipeError):
         raise
     except Exception as error:
         raise ConfigError(explain(error)) from error
+    finally:
+        print(LONG_GROUP.sub(folded, said.getvalue()), end="")
+
+
+def folded(group: re.Match[str]) -> str:
+    """A group with many options, on lines of a terminal's width or two."""
+    return textwrap.fill(group[0], HELP_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def check_text(argument: str) -> None:

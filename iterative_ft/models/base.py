@@ -22,9 +22,10 @@ READ_BYTES = 20 * 2**20  # a larger file is not read again at each start
 
 def identity(config: ModelConfig) -> dict[str, Any]:
     """What the checkpoint depends on, as JSON values; cheap, so that a dry run can ask."""
-    inputs: dict[str, Any] = {"path": config.path, "revision": config.revision, "dtype": config.dtype}
-    if config.path.startswith("embedded:"):
-        inputs["dtype"] = EMBEDDED_DTYPE
+    embedded = config.path.startswith("embedded:")
+    dtype = EMBEDDED_DTYPE if embedded else config.dtype
+    inputs: dict[str, Any] = {"path": config.path, "revision": config.revision, "dtype": dtype}
+    if embedded:
         return inputs | {"sha256": EMBEDDED[config.path.removeprefix("embedded:")][2]}
     folder = local_folder(config.path)
     if folder is not None:  # sizes and times notice a change; the stage itself records the contents' hashes

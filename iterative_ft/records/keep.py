@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iterative_ft.errors import RunError
-from iterative_ft.records.folder import ABOUT, ANSWERS, CONFIG, MANIFEST, METRICS, RESULT
+from iterative_ft.records.folder import ERROR, METRICS, PICTURE, RECORDS, RESULT
 from iterative_ft.records.read import Run, read_run
 
-KEPT = (CONFIG, *ABOUT, MANIFEST, METRICS, ANSWERS, RESULT)
+KEPT = tuple(name for name in RECORDS if name not in (ERROR, PICTURE))  # result.json last: with it a run is kept
 
 
 def keep(source: Path, to: Path) -> list[Path]:
@@ -28,10 +28,11 @@ def keep(source: Path, to: Path) -> list[Path]:
     for result in sorted(source.rglob(RESULT)):
         run = read_run(result.parent)
         folder = to / name_of(run)
-        if folder.is_dir() and (folder / METRICS).read_bytes() != (run.folder / METRICS).read_bytes():
+        is_kept = (folder / RESULT).is_file()
+        if is_kept and (folder / METRICS).read_bytes() != (run.folder / METRICS).read_bytes():
             raise RunError(f"{folder} holds another run than {run.folder}: remove it, or keep this one elsewhere")
-        if not folder.is_dir():
-            folder.mkdir(parents=True)
+        if not is_kept:
+            folder.mkdir(parents=True, exist_ok=True)
             for name in KEPT:
                 if (run.folder / name).is_file():
                     shutil.copyfile(run.folder / name, folder / name)
@@ -43,8 +44,8 @@ def name_of(run: Run) -> str:
     """What tells a run from the others of a study: method, arm, persona, amount, who wrote the rejected answers, seed."""
     config = run.config
     same = "_same" if config["method"].get("rejected_from") == "same" else ""
-    arm = "reinit" if run.reinit == "true" else "continual"
-    return f"{config['method']['name']}_{arm}_{config['persona']['name']}{same}_n{config['n_sampled']}_s{config['seed']}"
+    cell = f"{config['method']['name']}_{config['reinit']['name']}_{config['persona']['name']}"
+    return f"{cell}{same}_n{config['n_sampled']}_s{config['seed']}"
 
 
 def main(arguments: Sequence[str]) -> int:
