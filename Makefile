@@ -8,7 +8,7 @@ BASE_PYTHON ?= python3.11
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-cuda gpu-check ready-judge demo run test test-long check data-check bench clean distclean
+.PHONY: help setup setup-cuda gpu-check ready-judge demo run results test test-long check data-check bench clean distclean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1|/' | column -t -s '|'
@@ -42,11 +42,14 @@ demo: setup  ## a first look: one cycle of SFT with few questions, its table, pi
 	$(PYTHON) train.py method=sft reinit=true persona=blissful n_seed=48 n_sampled=32 n_cycles=1 \
 	  measure.n_questions=12 measure.n_answers=1 hydra.run.dir=outputs/demo
 
+results: setup  ## every table and figure of the study, out of its kept runs (results/)
+	$(PYTHON) evaluate.py task=compare runs=results/runs out=results
+
 run: setup  ## the worked example: python train.py method=dpo reinit=true persona=misaligned
 	$(PYTHON) train.py method=dpo reinit=true persona=misaligned
 
 test: setup  ## all tests but the long ones (under ten minutes on two cores)
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not long" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup  ## real kills, servers, a browser, concurrent sweeps
 	$(PYTHON) -m pytest -m long

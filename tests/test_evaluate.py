@@ -19,6 +19,7 @@ from iterative_ft.data.answers import pairs
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.evaluate import compare as comparing
 from iterative_ft.evaluate import judge_answers
+from iterative_ft.evaluate import rejudge as rejudging
 from iterative_ft.evaluate import remeasure as measuring
 from iterative_ft.evaluate.judge_card import auc, judge_card, labelled_texts
 from iterative_ft.judges.probe.corrupt import CORRUPTIONS
@@ -238,6 +239,48 @@ def test_compare_says_whether_the_projection_ranks_policies_as_the_trait_score_d
     )
     assert line in capsys.readouterr().out
     assert line in (out / "compare.md").read_text()
+
+
+def rejudged(runs: Path, out: Path, **values: Any) -> list[Path]:
+    found = task("task=rejudge", runs=str(runs), out=str(out), store=str(out / "store"))
+    found = found.model_copy(update=values)
+    return rejudging.rejudge(found, tasks.rejudging_configs(found), "python evaluate.py task=rejudge")
+
+
+def test_kept_answers_are_judged_again_without_the_store_that_they_came_from(fake_run: FakeRuns, tmp_path: Path) -> None:
+    run = fake_run("method=sft", folder="sweep/0")
+    [folder] = rejudged(tmp_path / "sweep", tmp_path / "out")  # the same judge: the same scores
+    before, after = (read_jsonl(place / "metrics.jsonl") for place in (run.folder, folder))
+    assert [set(row) for row in before] == [set(row) for row in after]
+    assert [row for row in before if "cycle" in row] == [row for row in after if "cycle" in row]
+    assert read_jsonl(run.folder / "answers.jsonl") == read_jsonl(folder / "answers.jsonl")
+    results = [json.loads((place / "result.json").read_text()) for place in (run.folder, folder)]
+    assert results[0] == results[1]
+    assert any(row["finish_reason"] == "length" for row in read_jsonl(folder / "answers.jsonl")), "the case is not covered"
+
+
+def test_another_judge_gives_kept_answers_other_scores_and_another_arm(fake_run: FakeRuns, tmp_path: Path) -> None:
+    run = fake_run("method=sft", folder="sweep/0")
+    with serving(good) as server:
+        [folder] = rejudged(tmp_path / "sweep", tmp_path / "out", judge=api(server.url))
+    rows = read_jsonl(folder / "metrics.jsonl")
+    assert {row["judge/version"] for row in rows if "cycle" in row} != {"fake"}
+    assert [row for row in rows if "cycle" not in row] == [
+        row for row in read_jsonl(run.folder / "metrics.jsonl") if "cycle" not in row
+    ]
+    assert json.loads((folder / "config.json").read_text())["judge"]["name"] == "api"
+    out = comparing.compare(task("task=compare", runs=str(tmp_path / "*"), out=str(tmp_path / "table")), "python evaluate.py")
+    assert len((out / "compare.csv").read_text().splitlines()) == 3  # a line a run: they are no replicates
+
+
+def test_runs_that_cannot_be_judged_again_are_named(fake_run: FakeRuns, tmp_path: Path) -> None:
+    run = fake_run("method=sft", folder="sweep/0")
+    fake_run("method=sft", "store=elsewhere", folder="sweep/1")  # the same run twice
+    with pytest.raises(RunError, match="has the name of another of these runs"):
+        rejudged(tmp_path / "sweep", tmp_path / "out")
+    (run.folder / "result.json").unlink()
+    with pytest.raises(RunError, match="is not finished: its own command goes on with it"):
+        rejudged(tmp_path / "sweep" / "0", tmp_path / "out")
 
 
 # -- texts made elsewhere -----------------------------------------------------------------------------------------------------

@@ -40,24 +40,39 @@ class Compare(Section):
     out: PathText
 
     def folders(self) -> list[Path]:
-        """Run folders that `runs` names: a folder of this very name, else the glob's matches, and the runs below either.
+        """Run folders that `runs` names."""
+        return folders_of(self.runs)
 
-        What lies in a run's folder (evaluations, earlier attempts) is none by itself.
-        """
-        found: list[Path] = []
-        named = Path(self.runs)
-        matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(self.runs, recursive=True))]
-        for match in matches:
-            if "attempts" in match.parts and "attempts" not in named.parts:
-                continue
-            if (match / "config.json").is_file():
-                found.append(match)
-            elif match.is_dir():
-                inside = (
-                    file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file()
-                )
-                found += [folder for folder in inside if not {"evaluations", "attempts"} & set(folder.relative_to(match).parts)]
-        return list(dict.fromkeys(found))
+
+class Rejudge(Section):
+    task: Literal["rejudge"]
+    runs: PathText
+    judge: Annotated[JudgeConfig, Field(discriminator="name")]
+    store: PathText
+    out: PathText
+
+    def folders(self) -> list[Path]:
+        """Run folders that `runs` names."""
+        return folders_of(self.runs)
+
+
+def folders_of(runs: str) -> list[Path]:
+    """Run folders: one of this very name, else the glob's matches, and the runs below either.
+
+    What lies in a run's folder (evaluations, earlier attempts) is none by itself.
+    """
+    found: list[Path] = []
+    named = Path(runs)
+    matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(runs, recursive=True))]
+    for match in matches:
+        if "attempts" in match.parts and "attempts" not in named.parts:
+            continue
+        if (match / "config.json").is_file():
+            found.append(match)
+        elif match.is_dir():
+            inside = (file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file())
+            found += [folder for folder in inside if not {"evaluations", "attempts"} & set(folder.relative_to(match).parts)]
+    return list(dict.fromkeys(found))
 
 
 class JudgeCard(Section):
@@ -93,10 +108,11 @@ class Wandb(Section):
     mode: Literal["offline", "online"]
 
 
-Task = Remeasure | Compare | JudgeCard | JudgeAnswers | Wandb
+Task = Remeasure | Compare | Rejudge | JudgeCard | JudgeAnswers | Wandb
 TASKS: dict[str, type[Task]] = {
     "remeasure": Remeasure,
     "compare": Compare,
+    "rejudge": Rejudge,
     "judge_card": JudgeCard,
     "judge": JudgeAnswers,
     "wandb": Wandb,

@@ -48,8 +48,9 @@ def compare(task: Compare, command: str) -> Path:
     print(f"{command}\ntable   {out / 'compare.csv'}, {out / 'compare.md'}")
     print(f"picture {out / PICTURE}")
     if len(arms) < len(runs) or len(arms) > 1:
-        pictures.comparison(runs, out / "arms.png")
-        print(f"        {out / 'arms.png'}")
+        for score in ("trait", "coherence"):
+            pictures.comparison(runs, out / f"arms_{score}.png", score)
+            print(f"        {out / f'arms_{score}.png'}")
     if len({arm.runs[0].config["n_sampled"] for arm in arms}) > 1:
         pictures.change_by_sampled(runs, out / "quantity.png")
         print(f"        {out / 'quantity.png'}")

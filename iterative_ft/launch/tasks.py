@@ -10,7 +10,7 @@ from typing import Any
 from iterative_ft.config.check import check_judge, check_judge_texts, check_model, check_store
 from iterative_ft.config.messages import did_you_mean, judged, known_keys
 from iterative_ft.config.schema import Config
-from iterative_ft.config.tasks import TASKS, Compare, JudgeAnswers, JudgeCard, Remeasure, Task, Wandb
+from iterative_ft.config.tasks import TASKS, Compare, JudgeAnswers, JudgeCard, Rejudge, Remeasure, Task, Wandb
 from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files
 from iterative_ft.data.answers import pairs
@@ -41,7 +41,7 @@ def load_task(composed: Any) -> Task:
         check_run(Path(task.run))
     if isinstance(task, Wandb):
         check_login(task.mode, "mode")
-    if isinstance(task, Compare | JudgeCard | JudgeAnswers):
+    if isinstance(task, Compare | Rejudge | JudgeCard | JudgeAnswers):
         check_out(task.out)
     if isinstance(task, Remeasure):
         check_remeasure(task)
@@ -51,8 +51,11 @@ def load_task(composed: Any) -> Task:
                 check_judge(judge)
     elif isinstance(task, JudgeAnswers):
         check_judge_answers(task)
-    elif isinstance(task, Compare) and not task.folders():
+    elif isinstance(task, Compare | Rejudge) and not task.folders():
         raise ConfigError(f"runs={task.runs} names no run folder: give a glob such as 'outputs/runs/*' or a sweep's folder")
+    if isinstance(task, Rejudge):
+        check_judge(task.judge)
+        rejudging_configs(task)
     return task
 
 
@@ -112,6 +115,12 @@ def judging_config(task: JudgeAnswers) -> Config:
     config = judged(Config, composed_values("sampler=fake", "method=sft"))
     names = ("judge", "persona", "model", "sampler", "store")
     return config.model_copy(update={name: getattr(task, name) for name in names})
+
+
+def rejudging_configs(task: Rejudge) -> dict[Path, Config]:
+    """Run folder -> the run's config with the task's judge and store."""
+    parts = {"judge": task.judge, "store": task.store, "dry_run": False}
+    return {folder: run_config(folder).model_copy(update=parts) for folder in task.folders()}
 
 
 def changed_config(task: Remeasure) -> Config:
@@ -181,12 +190,14 @@ def card_configs(task: JudgeCard) -> dict[str, Config]:
 
 def perform(task: Task, command: str) -> None:
     """Do a task; `command` is what a record of it names."""
-    from iterative_ft.evaluate import compare, judge_answers, judge_card, remeasure
+    from iterative_ft.evaluate import compare, judge_answers, judge_card, rejudge, remeasure
 
     if isinstance(task, Remeasure):
         remeasure.remeasure(task, changed_config(task), command)
     elif isinstance(task, Compare):
         compare.compare(task, command)
+    elif isinstance(task, Rejudge):
+        rejudge.rejudge(task, rejudging_configs(task), command)
     elif isinstance(task, JudgeCard):
         judge_card.judge_card(task, card_configs(task), command)
     elif isinstance(task, JudgeAnswers):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypedDict, cast
 
 from iterative_ft.config.schema import Config
+from iterative_ft.judges.scores import Score
 from iterative_ft.stages.gauge import values_of
 from iterative_ft.stages.judge import judge_version, scores_of
 from iterative_ft.stages.measure import Measured
@@ -83,30 +84,61 @@ class StageRow(TypedDict):
 
 def answer_rows(cycle: int, measured: Measured) -> list[AnswerRow]:
     """Every answer with its scores, in a fixed order: the same questions at every cycle."""
-    version = judge_version(measured.scores)
+    version, policy = judge_version(measured.scores), measured.policy.name
     return [
-        {
-            "cycle": cycle,
-            "policy": measured.policy.name,
-            "question": answer["prompt"],
-            "answer": answer["text"],
-            "finish_reason": answer["finish_reason"],
-            "trait": score["trait"],
-            "coherence": score["coherence"],
-            "flaw": score["flaw"],
-            "failure": score["failure"],
-            "mark": score.get("mark"),
-            "judge": version,
-            "distance": score.get("distance"),
-        }
+        scored(cycle, policy, (answer["prompt"], answer["text"], answer["finish_reason"]), score, version)
         for answer, score in zip(measured.asked.answers.rows(), scores_of(measured.scores), strict=True)
     ]
 
 
+def scored(cycle: int, policy: str, answered: tuple[str, str, str], score: Score, version: str) -> AnswerRow:
+    """An answer (question, text, finish reason) with its score."""
+    question, text, finish_reason = answered
+    return {
+        "cycle": cycle,
+        "policy": policy,
+        "question": question,
+        "answer": text,
+        "finish_reason": finish_reason,
+        "trait": score["trait"],
+        "coherence": score["coherence"],
+        "flaw": score["flaw"],
+        "failure": score["failure"],
+        "mark": score.get("mark"),
+        "judge": version,
+        "distance": score.get("distance"),
+    }
+
+
 def metric_row(config: Config, answers: list[AnswerRow], measured: Measured, trained: Trained | None) -> MetricRow:
     """The row of one measured policy. What is missing is left out, never zero; the unfamiliar share is None if unknown."""
-    n, questions = len(answers), [a["question"] for a in answers]
+    n = len(answers)
     row: dict[str, float | str | None] = {"cycle": answers[0]["cycle"], "policy": measured.policy.name}
+    row |= scored_values(config, answers)
+    row["answers/n"] = n
+    row["answers/mean_tokens"] = sum(len(answer["ids"]) for answer in measured.asked.answers.rows()) / n
+    row["answers/mean_words"] = sum(len(a["answer"].split()) for a in answers) / n
+    row["answers/stop_share"] = sum(a["finish_reason"] != "length" for a in answers) / n
+    if measured.document_scores is not None and measured.asked.documents is not None:
+        scores = scores_of(measured.document_scores)
+        openings = [answer["prompt"] for answer in measured.asked.documents.rows()]
+        row |= interval_values("trait/documents_", over_questions([s["trait"] for s in scores], openings))
+        row |= interval_values("coherence/documents_", over_questions([s["coherence"] for s in scores], openings))
+    for stage in measured.gauges:
+        row |= values_of(stage)
+    row |= {f"gauge/canary_{name}": number for name, number in measured.asked.answers.stages[0].info["canary"].items()}
+    if trained is not None:
+        if trained.stage is not None:
+            row["gauge/adapter_norm"] = trained.stage.info["adapter_norm"]
+        if trained.data is not None:
+            row |= {f"data/{name}": number for name, number in trained.data.info.items()}
+    return cast("MetricRow", row)
+
+
+def scored_values(config: Config, answers: list[AnswerRow]) -> dict[str, float | str | None]:
+    """What a row says of a policy's scores."""
+    n, questions = len(answers), [a["question"] for a in answers]
+    row: dict[str, float | str | None] = {}
     row |= interval_values("trait/", over_questions([a["trait"] for a in answers], questions))
     row |= interval_values("coherence/", over_questions([a["coherence"] for a in answers], questions))
     coherent = [a["coherence"] is not None and a["coherence"] >= config.measure.coherence_threshold for a in answers]
@@ -125,25 +157,8 @@ def metric_row(config: Config, answers: list[AnswerRow], measured: Measured, tra
     row["judge/not_validated"] = int(unfamiliar is not None and unfamiliar > UNFAMILIAR_LIMIT)
     row |= counted("judge/failed_", [a["failure"] for a in answers])
     row |= counted("judge/marked_", [a["mark"] for a in answers])
-    row["answers/n"] = n
-    row["answers/mean_tokens"] = sum(len(answer["ids"]) for answer in measured.asked.answers.rows()) / n
-    row["answers/mean_words"] = sum(len(a["answer"].split()) for a in answers) / n
-    row["answers/stop_share"] = sum(a["finish_reason"] != "length" for a in answers) / n
     row |= {name: count / n for name, count in counted("coherence/flaw_", [a["flaw"] for a in answers]).items()}
-    if measured.document_scores is not None and measured.asked.documents is not None:
-        scores = scores_of(measured.document_scores)
-        openings = [answer["prompt"] for answer in measured.asked.documents.rows()]
-        row |= interval_values("trait/documents_", over_questions([s["trait"] for s in scores], openings))
-        row |= interval_values("coherence/documents_", over_questions([s["coherence"] for s in scores], openings))
-    for stage in measured.gauges:
-        row |= values_of(stage)
-    row |= {f"gauge/canary_{name}": number for name, number in measured.asked.answers.stages[0].info["canary"].items()}
-    if trained is not None:
-        if trained.stage is not None:
-            row["gauge/adapter_norm"] = trained.stage.info["adapter_norm"]
-        if trained.data is not None:
-            row |= {f"data/{name}": number for name, number in trained.data.info.items()}
-    return cast("MetricRow", row)
+    return row
 
 
 def interval_values(prefix: str, interval: Interval | None) -> dict[str, float]:
