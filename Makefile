@@ -39,8 +39,7 @@ setup-cuda: pyproject.toml requirements-cuda.lock  ## make .venv with the pinned
 	@touch $(STAMP)
 
 demo: setup  ## a first look: one cycle of SFT with few questions, its table, picture and page
-	$(PYTHON) train.py method=sft reinit=true persona=blissful n_seed=48 n_sampled=32 n_cycles=1 \
-	  measure.n_questions=12 measure.n_answers=1 hydra.run.dir=outputs/demo
+	$(PYTHON) train.py +experiment=demo hydra.run.dir=outputs/demo
 
 results: setup  ## every table and figure of the study, out of its kept runs (results/)
 	$(PYTHON) evaluate.py task=compare runs=results/runs out=results
