@@ -414,6 +414,8 @@ def test_a6_answers_that_do_not_end_by_themselves_are_said_or_stop_the_run(
     check_endings(bench, asked)
     shown = capsys.readouterr().out
     assert shown.count("note: only") == (outcome == "note")
+    check_endings(Bench(bench.config, Store(tmp_path / "store", dry_run=True)), asked)  # a plan of the same run
+    assert not capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fake_judge")

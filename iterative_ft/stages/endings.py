@@ -34,5 +34,5 @@ def check_endings(bench: Bench, asked: Asked) -> None:
             f"{said}: raise it, ask for shorter answers (model.system_prompt), or name the token that ends its answers "
             "(model.end_token); nothing was trained"
         )
-    if share < WANTED_STOPPED:
+    if share < WANTED_STOPPED and not bench.store.dry_run:  # a run plans what is left after each stage: told once
         print(f"note: {said}: raise it, or ask for shorter answers, until {WANTED_STOPPED:.0%} do")
