@@ -5,6 +5,7 @@ Not covered: that building the judge anew gives the same numbers, which `make re
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -87,3 +88,21 @@ def test_the_default_runs_judge_ships(embedded_model: Path, tmp_path: Path) -> N
     assert {event.how for event in events} == {"stored"}
     kept = {f"{path.parent.name}/{path.name}" for path in ready.READY.glob("*/*")}
     assert kept == {f"{event.stage.kind}/{event.stage.key}" for event in events}, "nothing else is shipped"
+
+
+def test_a_plan_on_an_empty_store_knows_that_the_judge_ships(tmp_path: Path) -> None:
+    events: list[Event] = []
+    config = embedded_config(tmp_path / "store")
+    assert isinstance(config.judge, ProbeConfig)
+    bench = Bench(config, Store(tmp_path / "store", dry_run=True, on_event=events.append))
+    assert bench.model.pending
+    probe_stage(bench, config.judge)
+    assert {(event.stage.kind, event.how) for event in events} == {
+        ("model", "pending"),
+        ("answer", "stored"),
+        ("probe", "stored"),
+    }
+
+
+def test_the_digest_that_ships_is_the_embedded_models(embedded_model: Path) -> None:
+    assert set(json.loads((ready.READY / ready.DIGESTS).read_text()).values()) == {content_digest(contents(embedded_model))}

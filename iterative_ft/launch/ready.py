@@ -18,6 +18,7 @@ from iterative_ft.config.schema import Config, ProbeConfig
 from iterative_ft.data import files
 from iterative_ft.judges.probe import probe
 from iterative_ft.launch.tasks import composed_values
+from iterative_ft.machine.files import write_json
 from iterative_ft.machine.libraries import prepare_libraries
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.judge import PROBE, probe_stage
@@ -41,6 +42,7 @@ def main() -> int:
         for stage in stages:
             if stage.kind != "model":
                 shutil.copytree(stage.path, shipped / stage.kind / stage.key)
+        write_json(shipped / ready.DIGESTS, {stage.key: stage.digest for stage in stages if stage.kind == "model"})
     return 0
 
 

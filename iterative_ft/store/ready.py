@@ -2,10 +2,12 @@
 
 `iterative_ft/ready/<kind>/<key>/` is laid out as a store. A stage that is asked for and that the store lacks is copied from
 there when its key is there, so that anything that differs in the key (a text, a setting, a library's version) has it built.
+`digests.json` holds the digests of their parents that do not ship, the base model's: a plan needs them before there is a store.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from iterative_ft.store.manifest import Damaged, Stage, read_stage
 
 READY = Path(__file__).resolve().parents[1] / "ready"
+DIGESTS = "digests.json"  # key of a stage -> digest of what it holds
 
 
 def ready_stage(kind: str, key: str, inputs: dict[str, Any], whole: bool = True) -> Stage | None:
@@ -25,6 +28,16 @@ def ready_stage(kind: str, key: str, inputs: dict[str, Any], whole: bool = True)
     with suppress(Damaged):
         return read_stage(READY, kind, key, inputs, whole)
     return None
+
+
+def with_known_digests(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a planned stage with the digests of parents that are still to be built, where those are known."""
+    text = json.dumps(inputs)
+    with suppress(OSError):
+        for key, digest in json.loads((READY / DIGESTS).read_text(encoding="utf-8")).items():
+            text = text.replace(f'"pending:{key}"', json.dumps(digest))
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def copy_into(stage: Stage, work: Path) -> None:

@@ -41,7 +41,7 @@ from iterative_ft.store.manifest import (
     record_digest,
     stage_key,
 )
-from iterative_ft.store.ready import copy_into, ready_stage
+from iterative_ft.store.ready import copy_into, ready_stage, with_known_digests
 from iterative_ft.store.references import referred_before, write_reference
 
 PATIENCE_S = 60.0  # who waits longer for another process is told which file is held
@@ -97,7 +97,7 @@ class Store:
         if name in self.verified:
             return self.verified[name]
         if self.dry_run:
-            event = self.planned(kind.name, key, inputs, label, purpose or {})
+            event = self.planned(kind, key, inputs, label, purpose or {})
         else:
             with disk_faults_told(f"building {label} in store={self.root}", "all finished stages are kept", self.freeing):
                 self.use(name)
@@ -111,14 +111,17 @@ class Store:
         """The command that frees space."""
         return f"python -m iterative_ft.store gc {self.root}"
 
-    def planned(self, kind: str, key: str, inputs: dict[str, Any], label: str, purpose: Purpose) -> Event:
+    def planned(self, kind: Kind, key: str, inputs: dict[str, Any], label: str, purpose: Purpose) -> Event:
         """How a stage would be had; its files are not looked at."""
+        name = kind.name
         with suppress(Damaged):
-            stage = read_stage(self.root, kind, key, inputs, whole=False) or ready_stage(kind, key, inputs, whole=False)
+            known = with_known_digests(inputs)
+            stage = read_stage(self.root, name, key, inputs, whole=False)
+            stage = stage or ready_stage(name, stage_key(kind, known), known, whole=False)
             if stage is not None:
                 return Event(stage, "stored", label, purpose)
-        path = self.root / kind / key
-        return Event(Stage(kind, key, path, f"pending:{key}", {"inputs": inputs, "label": label}), "pending", label, purpose)
+        path = self.root / name / key
+        return Event(Stage(name, key, path, f"pending:{key}", {"inputs": inputs, "label": label}), "pending", label, purpose)
 
     def had(
         self, kind: str, key: str, inputs: dict[str, Any], build: Build, label: str, purpose: Purpose, resumable: Sequence[str]
