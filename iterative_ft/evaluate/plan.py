@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.records.terminal import Expected, minutes, text_table
-from iterative_ft.store import Event
+from iterative_ft.store import Event, ready
 
 StageName = tuple[str, str]  # kind and key
 
@@ -57,6 +57,10 @@ class Planned:
         return (kind, self.method) if (kind, self.method) in PARTS else (kind, "")
 
     @property
+    def ready_made(self) -> bool:
+        return ready.ships(self.event.stage.kind, self.event.stage.key)
+
+    @property
     def name(self) -> StageName:
         return self.event.stage.kind, self.event.stage.key
 
@@ -97,13 +101,15 @@ def seconds_of(stages: Sequence[Planned]) -> dict[StageName, float]:
     """Seconds that each stage takes or took, by (kind, key): its own time where it is stored, else an estimate."""
     took: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])
     for stage in stages:
-        if stage.event.how == "stored" and stage.event.stage.manifest["seconds"] > 0:
+        if stage.event.how == "stored" and stage.event.stage.manifest["seconds"] > 0 and not stage.ready_made:
             took[stage.part][0] += stage.event.stage.manifest["seconds"]
             took[stage.part][1] += max(1, stage.n)
     found = {}
     for stage in stages:
         fixed, each = PARTS.get(stage.part, (OTHER_S, 0.0))
-        if stage.event.how == "stored":
+        if stage.ready_made:
+            seconds = 0.0
+        elif stage.event.how == "stored":
             seconds = stage.event.stage.manifest["seconds"]
         elif stage.part in took:
             total, n = took[stage.part]

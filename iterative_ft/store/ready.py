@@ -30,6 +30,11 @@ def ready_stage(kind: str, key: str, inputs: dict[str, Any], whole: bool = True)
     return None
 
 
+def ships(kind: str, key: str) -> bool:
+    """Whether a stage of this key is ready-made: nobody builds it, and its seconds are of the machine that made it."""
+    return (READY / kind / key).is_dir()
+
+
 def with_known_digests(inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a planned stage with the digests of parents that are still to be built, where those are known."""
     text = json.dumps(inputs)
