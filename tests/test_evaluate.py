@@ -212,7 +212,11 @@ def test_compare_puts_runs_into_one_table_and_one_report(
     assert len(rows) == 4  # three runs, and the two seeds of sft together
     assert [row["verdict"].endswith("(2 seeds)") for row in rows] == [False, False, False, True]
     assert {row["cycles"] for row in rows} == {"3"}
-    assert len((out / "compare.md").read_text().splitlines()) == 6
+    page = (out / "compare.md").read_text().splitlines()
+    assert len(page[: page.index("")]) == 6
+    [first] = [line for line in page if line.startswith("| dpo") and "| trait |" in line]
+    mean = json.loads((tmp_path / "sweep" / "2" / "result.json").read_text())["rows"][0]["trait/score"]
+    assert first.split(" | ")[2] == f"{mean:.1f}"
     assert (out / "report.html").is_file()
     assert "sft" in capsys.readouterr().out
 

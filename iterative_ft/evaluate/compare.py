@@ -21,6 +21,14 @@ from iterative_ft.report.arms import Arm, arms_of, change, labels, not_pooled
 from iterative_ft.report.page import write_page
 from iterative_ft.stats.ranks import spearman
 
+# Words -> name in a row, and digits shown.
+BY_CYCLE = {
+    "trait": ("trait/score", 1),
+    "coherence": ("coherence/score", 1),
+    "share that ended by itself": ("answers/stop_share", 2),
+    "persona projection": ("gauge/persona_projection", 2),
+    "next-token entropy, nats": ("gauge/entropy", 2),
+}
 COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last", "invalid")
 
 
@@ -39,9 +47,9 @@ def compare(task: Compare, command: str) -> Path:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    lines = [[name.replace("|", "\\|") for name in row] for row in (COLUMNS, ["---"] * len(COLUMNS))]
-    lines += [[row[name].replace("|", "\\|") for name in COLUMNS] for row in rows]
-    page = "".join(f"| {' | '.join(line)} |\n" for line in lines) + "".join(f"\n{note}\n" for note in notes)
+    page = markdown_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]])
+    page += "".join(f"\n{note}\n" for note in notes)
+    page += f"\nMeans over the runs of an arm, by cycle:\n\n{markdown_table(by_cycle(arms))}"
     (out / "compare.md").write_text(page, encoding="utf-8")
     write_page([run.folder for run in runs], out / PAGE)
     pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
@@ -56,6 +64,27 @@ def compare(task: Compare, command: str) -> Path:
         print(f"        {out / 'quantity.png'}")
     print(f"report  {out / 'report.html'}")
     return out
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """The first row is the head."""
+    lines = [[cell.replace("|", "\\|") for cell in row] for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
+    """A line for each arm and number of `BY_CYCLE`: its mean over the arm's runs at base and after each cycle."""
+    cycles = sorted({row["cycle"] for arm in arms for row in arm.rows()})
+    table = [["arm", "mean of", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
+    for arm in arms:
+        of_cycle = {row["cycle"]: row for row in arm.rows()}
+        n = len(arm.runs)
+        for words, (name, digits) in BY_CYCLE.items():
+            values = [value(of_cycle[cycle], name) if cycle in of_cycle else None for cycle in cycles]
+            if any(number is not None for number in values):
+                cells = ["" if number is None else f"{number:.{digits}f}" for number in values]
+                table.append([f"{arm.label} ({n} run{'s' * (n > 1)})", words, *cells])
+    return table
 
 
 def projection_agreement(runs: Sequence[Run]) -> list[str]:
