@@ -6,6 +6,7 @@ They draw the series of `series.py`, as the page does.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+TOO_FEW = 2  # seeds whose t interval says nothing
 INK, SOFT, LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
 LOOK: Any = {  # matplotlib types its keys as literals
     "font.size": 9,
@@ -81,7 +83,8 @@ def draw(runs: Sequence[tuple[str, Sequence[MetricRow]]], file: Path) -> None:
 def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     """One panel per persona and method, a line per arm (reinit, and what else differs): means over seeds with t intervals.
 
-    An arm with one seed has its run's interval over questions. `name` is "trait" or "coherence".
+    Each seed is a thin line behind the mean. Two seeds have no band, which would fill the panel; an arm with one seed has its
+    run's interval over questions. `name` is "trait" or "coherence".
     """
     import matplotlib as mpl
 
@@ -92,7 +95,7 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     for text, arm in arms:
         config, seeds = arm.runs[0].config, f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else ""
         of_panel = lines.setdefault((config["persona"]["name"], config["method"]["name"]), [])
-        of_panel.append(over_cycles(arm.rows(), f"{name}/score", order.index(text), text + seeds))
+        of_panel.append(replace(series.scores(arm, name, order.index(text)), label=text + seeds))
     personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
     with mpl.rc_context(LOOK):
         figure, axes = panels(len(personas), len(methods), max(4.4, 3.3 * len(methods)), 2.5 * len(personas) + 0.5)
@@ -159,14 +162,18 @@ def draw_lines(axis: Axes, lines: Sequence[Series]) -> None:
     """Scores over cycles with their bands; base apart at the left, its level dashed across; invalid cycles hollow."""
     for place, s in enumerate(lines):
         colour, x = COLOURS[s.colour][0], [p.x for p in s.points]
-        axis.fill_between(x, [p.low for p in s.points], [p.high for p in s.points], color=colour, alpha=0.16, linewidth=0)
+        if len(s.members) != TOO_FEW:
+            axis.fill_between(x, [p.low for p in s.points], [p.high for p in s.points], color=colour, alpha=0.16, linewidth=0)
+        for member in s.members:
+            axis.plot([p.x for p in member], [p.y for p in member], color=colour, linewidth=0.8, alpha=0.45)
         axis.plot(x, [p.y for p in s.points], **look(s))
         invalid = [p for p in s.points if p.invalid]
         hollow: Any = {"color": "white", "markeredgecolor": colour, "markeredgewidth": 1.5, "markersize": 7}
         axis.plot([p.x for p in invalid], [p.y for p in invalid], "o", **hollow)
         if s.base is not None:
             at = s.base.x + (place - (len(lines) - 1) / 2) * min(0.07, 0.5 / len(lines))  # side by side
-            axis.plot([at, at], [s.base.low, s.base.high], color=colour, linewidth=1.2, alpha=0.6)
+            if len(s.members) != TOO_FEW:
+                axis.plot([at, at], [s.base.low, s.base.high], color=colour, linewidth=1.2, alpha=0.6)
             axis.plot([at], [s.base.y], "D", color=colour, markersize=4.5)
             axis.axhline(s.base.y, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.55)
     x_axis = cycle_axis([int(p.x) for s in lines for p in s.points])
