@@ -24,10 +24,12 @@ from iterative_ft.stats.ranks import spearman
 # Words -> name in a row, and digits shown.
 BY_CYCLE = {
     "trait": ("trait/score", 1),
+    "trait on coherent answers": ("trait/score_coherent", 1),
     "coherence": ("coherence/score", 1),
     "share that ended by itself": ("answers/stop_share", 2),
     "persona projection": ("gauge/persona_projection", 2),
     "next-token entropy, nats": ("gauge/entropy", 2),
+    "examples trained on": ("data/n_examples", 1),
 }
 COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last", "invalid")
 

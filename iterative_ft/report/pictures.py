@@ -92,8 +92,10 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     arms = [(label(arm.runs[0], settings) if settings else f"reinit={arm.runs[0].reinit}", arm) for arm in arms_of(runs)]
     order = sorted({text for text, _ in arms})
     lines: dict[tuple[str, str], list[Series]] = {}
+    many = any(len(arm.runs) > 1 for _, arm in arms)
     for text, arm in arms:
-        config, seeds = arm.runs[0].config, f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else ""
+        config, n = arm.runs[0].config, len(arm.runs)
+        seeds = f" ({n} seed{'s' * (n > 1)})" if many else ""
         of_panel = lines.setdefault((config["persona"]["name"], config["method"]["name"]), [])
         of_panel.append(replace(series.scores(arm, name, order.index(text)), label=text + seeds))
     personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
