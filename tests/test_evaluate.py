@@ -279,7 +279,7 @@ def test_another_judge_gives_kept_answers_other_scores_and_another_arm(fake_run:
 
 def test_runs_that_cannot_be_judged_again_are_named(fake_run: FakeRuns, tmp_path: Path) -> None:
     run = fake_run("method=sft", folder="sweep/0")
-    fake_run("method=sft", "store=elsewhere", folder="sweep/1")  # the same run twice
+    fake_run("method=sft", f"store={tmp_path / 'elsewhere'}", folder="sweep/1")  # the same run twice
     with pytest.raises(RunError, match="has the name of another of these runs"):
         rejudged(tmp_path / "sweep", tmp_path / "out")
     (run.folder / "result.json").unlink()
