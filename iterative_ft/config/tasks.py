@@ -34,45 +34,41 @@ class Remeasure(Section):
     persona: PersonaConfig | None = None
 
 
-class Compare(Section):
-    task: Literal["compare"]
+class OfRuns(Section):
+    """What tasks over many runs share."""
+
     runs: PathText
     out: PathText
 
     def folders(self) -> list[Path]:
-        """Run folders that `runs` names."""
-        return folders_of(self.runs)
+        """Run folders that `runs` names: a folder of this very name, else the glob's matches, and the runs below either.
+
+        What lies in a run's folder (evaluations, earlier attempts) is none by itself.
+        """
+        found: list[Path] = []
+        named = Path(self.runs)
+        matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(self.runs, recursive=True))]
+        for match in matches:
+            if "attempts" in match.parts and "attempts" not in named.parts:
+                continue
+            if (match / "config.json").is_file():
+                found.append(match)
+            elif match.is_dir():
+                inside = (
+                    file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file()
+                )
+                found += [folder for folder in inside if not {"evaluations", "attempts"} & set(folder.relative_to(match).parts)]
+        return list(dict.fromkeys(found))
 
 
-class Rejudge(Section):
+class Compare(OfRuns):
+    task: Literal["compare"]
+
+
+class Rejudge(OfRuns):
     task: Literal["rejudge"]
-    runs: PathText
     judge: Annotated[JudgeConfig, Field(discriminator="name")]
     store: PathText
-    out: PathText
-
-    def folders(self) -> list[Path]:
-        """Run folders that `runs` names."""
-        return folders_of(self.runs)
-
-
-def folders_of(runs: str) -> list[Path]:
-    """Run folders: one of this very name, else the glob's matches, and the runs below either.
-
-    What lies in a run's folder (evaluations, earlier attempts) is none by itself.
-    """
-    found: list[Path] = []
-    named = Path(runs)
-    matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(runs, recursive=True))]
-    for match in matches:
-        if "attempts" in match.parts and "attempts" not in named.parts:
-            continue
-        if (match / "config.json").is_file():
-            found.append(match)
-        elif match.is_dir():
-            inside = (file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file())
-            found += [folder for folder in inside if not {"evaluations", "attempts"} & set(folder.relative_to(match).parts)]
-    return list(dict.fromkeys(found))
 
 
 class JudgeCard(Section):

@@ -76,10 +76,10 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
     """A line for each arm and number of `BY_CYCLE`: its mean over the arm's runs at base and after each cycle."""
-    cycles = sorted({row["cycle"] for arm in arms for row in arm.rows()})
+    rows_of = [{row["cycle"]: row for row in arm.rows()} for arm in arms]
+    cycles = sorted({cycle for of_cycle in rows_of for cycle in of_cycle})
     table = [["arm", "mean of", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
-    for arm in arms:
-        of_cycle = {row["cycle"]: row for row in arm.rows()}
+    for arm, of_cycle in zip(arms, rows_of, strict=True):
         n = len(arm.runs)
         for words, (name, digits) in BY_CYCLE.items():
             values = [value(of_cycle[cycle], name) if cycle in of_cycle else None for cycle in cycles]

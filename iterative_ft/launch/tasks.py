@@ -10,7 +10,7 @@ from typing import Any
 from iterative_ft.config.check import check_judge, check_judge_texts, check_model, check_store
 from iterative_ft.config.messages import did_you_mean, judged, known_keys
 from iterative_ft.config.schema import Config
-from iterative_ft.config.tasks import TASKS, Compare, JudgeAnswers, JudgeCard, Rejudge, Remeasure, Task, Wandb
+from iterative_ft.config.tasks import TASKS, Compare, JudgeAnswers, JudgeCard, OfRuns, Rejudge, Remeasure, Task, Wandb
 from iterative_ft.config.wandb_rules import check_login
 from iterative_ft.data import files
 from iterative_ft.data.answers import pairs
@@ -41,7 +41,7 @@ def load_task(composed: Any) -> Task:
         check_run(Path(task.run))
     if isinstance(task, Wandb):
         check_login(task.mode, "mode")
-    if isinstance(task, Compare | Rejudge | JudgeCard | JudgeAnswers):
+    if isinstance(task, OfRuns | JudgeCard | JudgeAnswers):
         check_out(task.out)
     if isinstance(task, Remeasure):
         check_remeasure(task)
@@ -51,7 +51,7 @@ def load_task(composed: Any) -> Task:
                 check_judge(judge)
     elif isinstance(task, JudgeAnswers):
         check_judge_answers(task)
-    elif isinstance(task, Compare | Rejudge) and not task.folders():
+    elif isinstance(task, OfRuns) and not task.folders():
         raise ConfigError(f"runs={task.runs} names no run folder: give a glob such as 'outputs/runs/*' or a sweep's folder")
     if isinstance(task, Rejudge):
         check_judge(task.judge)

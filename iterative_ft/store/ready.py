@@ -38,6 +38,8 @@ def ships(kind: str, key: str) -> bool:
 def with_known_digests(inputs: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a planned stage with the digests of parents that are still to be built, where those are known."""
     text = json.dumps(inputs)
+    if '"pending:' not in text:
+        return inputs
     with suppress(OSError):
         for key, digest in json.loads((READY / DIGESTS).read_text(encoding="utf-8")).items():
             text = text.replace(f'"pending:{key}"', json.dumps(digest))

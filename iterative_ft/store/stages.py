@@ -115,9 +115,10 @@ class Store:
         """How a stage would be had; its files are not looked at."""
         name = kind.name
         with suppress(Damaged):
-            known = with_known_digests(inputs)
             stage = read_stage(self.root, name, key, inputs, whole=False)
-            stage = stage or ready_stage(name, stage_key(kind, known), known, whole=False)
+            if stage is None:
+                known = with_known_digests(inputs)
+                stage = ready_stage(name, stage_key(kind, known), known, whole=False)
             if stage is not None:
                 return Event(stage, "stored", label, purpose)
         path = self.root / name / key
