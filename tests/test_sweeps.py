@@ -118,6 +118,12 @@ def test_eight_cells_build_just_the_distinct_stages_and_the_dry_run_predicts_the
     engine.close_sampler()
 
 
+def test_a_sweep_builds_nothing_for_the_cells_of_an_earlier_command(app: App, tmp_path: Path) -> None:
+    assert app("n_sampled=4,6", "seed=3", f"store={tmp_path / 'other'}", name="earlier") == 0
+    assert app("n_sampled=4,6") == 0
+    assert {name for cell in cells_of(tmp_path / "sweep") for name in built_by(cell)} == stages_of(tmp_path / "store")
+
+
 def test_again_builds_nothing(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert app("reinit=true,false") == 0
     assert app("reinit=true,false", name="again") == 0

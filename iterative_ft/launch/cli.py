@@ -77,6 +77,7 @@ def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], 
     line = command_line(sys.argv[1:], config_name, known)
     configs = judged_jobs(line, load)
     CELLS[:] = configs
+    plans_of_cells.cache_clear()  # a process may run several commands, as tests do
     if line.only_shown:
         shown(main)
     elif config_name != "config":
