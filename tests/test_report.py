@@ -20,6 +20,7 @@ import pytest
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import read_jsonl, write_jsonl
 from iterative_ft.records.read import read_run
+from iterative_ft.records.rows import value
 from iterative_ft.report import series
 from iterative_ft.report.arms import arms_of, labels
 from iterative_ft.report.axes import cycle_axis, number_text, value_axis
@@ -220,7 +221,15 @@ def test_runs_that_differ_only_in_seed_are_one_arm(three: list[Path]) -> None:
     scores = [run.measured[-1]["trait/score"] for run in runs[:2]]
     assert row["trait/score"] == pytest.approx(sum(scores) / 2)
     half = 12.706 * abs(scores[0] - scores[1]) / 2  # t with one degree of freedom
-    assert row["trait/high"] - row["trait/score"] == pytest.approx(half, abs=1e-3 * (1 + half))
+    assert row["trait/high"] == pytest.approx(min(100.0, row["trait/score"] + half), abs=1e-3 * (1 + half))
+    assert row["trait/low"] == pytest.approx(max(0.0, row["trait/score"] - half), abs=1e-3 * (1 + half))
+
+
+def test_a_flaw_that_one_seed_lacks_counts_as_none_there(three: list[Path]) -> None:
+    change_rows(three[0], "metrics.jsonl", lambda row: row | ({"coherence/flaw_looped": 0.5} if "cycle" in row else {}))
+    rows = arms_of([read_run(folder) for folder in three])[0].rows()
+    assert {value(row, "coherence/flaw_looped") for row in rows} == {0.25}
+    assert {value(row, "coherence/flaw_cut_off") for row in rows} == {0.0}
 
 
 def test_a_label_tells_arms_of_one_method_apart(three: list[Path]) -> None:

@@ -17,7 +17,7 @@ from iterative_ft.records.rows import MetricRow, value
 from iterative_ft.records.terminal import interval_text, text_table
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.report import pictures
-from iterative_ft.report.arms import Arm, arms_of, change, labels, not_pooled
+from iterative_ft.report.arms import Arm, arms_of, by_subject, change, labels, not_pooled
 from iterative_ft.report.page import write_page
 from iterative_ft.stats.ranks import spearman
 
@@ -27,6 +27,10 @@ BY_CYCLE = {
     "trait on coherent answers": ("trait/score_coherent", 1),
     "coherence": ("coherence/score", 1),
     "share that ended by itself": ("answers/stop_share", 2),
+    "share flagged as cut off": ("coherence/flaw_cut_off", 2),
+    "share flagged as off topic": ("coherence/flaw_off_topic", 2),
+    "share flagged as looped": ("coherence/flaw_looped", 2),
+    "share unfamiliar to the judge": ("judge/unfamiliar_share", 2),
     "persona projection": ("gauge/persona_projection", 2),
     "next-token entropy, nats": ("gauge/entropy", 2),
     "examples trained on": ("data/n_examples", 1),
@@ -51,7 +55,8 @@ def compare(task: Compare, command: str) -> Path:
         writer.writerows(rows)
     page = markdown_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]])
     page += "".join(f"\n{note}\n" for note in notes)
-    page += f"\nMeans over the runs of an arm, by cycle:\n\n{markdown_table(by_cycle(arms))}"
+    for (persona, method), of_subject in by_subject(runs).items():
+        page += f"\n## {persona} · {method}\n\n{markdown_table(by_cycle(of_subject))}"
     (out / "compare.md").write_text(page, encoding="utf-8")
     write_page([run.folder for run in runs], out / PAGE)
     pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
@@ -75,17 +80,17 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
-    """A line for each arm and number of `BY_CYCLE`: its mean over the arm's runs at base and after each cycle."""
+    """A line for each number of `BY_CYCLE` and arm: its mean over the arm's runs at base and after each cycle."""
     rows_of = [{row["cycle"]: row for row in arm.rows()} for arm in arms]
     cycles = sorted({cycle for of_cycle in rows_of for cycle in of_cycle})
-    table = [["arm", "mean of", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
-    for arm, of_cycle in zip(arms, rows_of, strict=True):
-        n = len(arm.runs)
-        for words, (name, digits) in BY_CYCLE.items():
+    table = [["mean of", "arm", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
+    for words, (name, digits) in BY_CYCLE.items():
+        for arm, of_cycle in zip(arms, rows_of, strict=True):
+            n = len(arm.runs)
             values = [value(of_cycle[cycle], name) if cycle in of_cycle else None for cycle in cycles]
-            if any(number is not None for number in values):
+            if any(values):  # of what never came up there is no line
                 cells = ["" if number is None else f"{number:.{digits}f}" for number in values]
-                table.append([f"{arm.label} ({n} run{'s' * (n > 1)})", words, *cells])
+                table.append([words, f"{arm.label} ({n} run{'s' * (n > 1)})", *cells])
     return table
 
 

@@ -48,9 +48,13 @@ MetricRow = TypedDict(
 train/ and time/ are numbers, for `value`. What is missing was not measured."""
 
 
+COUNTED = ("judge/failed_", "judge/marked_", "coherence/flaw_")  # what comes up in no answer has no number: it is 0
+
+
 def value(row: MetricRow, name: str) -> float | None:
     """The number of this name, None where the row has none."""
-    return cast("dict[str, float]", row).get(name)
+    nothing = 0.0 if name.startswith(COUNTED) and "judge/invalid" in row else None
+    return cast("dict[str, float]", row).get(name, nothing)
 
 
 def numbers(row: MetricRow) -> dict[str, float]:
@@ -155,9 +159,10 @@ def scored_values(config: Config, answers: list[AnswerRow]) -> dict[str, float |
     unfamiliar = unfamiliar_share(a.get("distance") for a in answers)
     row["judge/unfamiliar_share"] = unfamiliar
     row["judge/not_validated"] = int(unfamiliar is not None and unfamiliar > UNFAMILIAR_LIMIT)
-    row |= counted("judge/failed_", [a["failure"] for a in answers])
-    row |= counted("judge/marked_", [a["mark"] for a in answers])
-    row |= {name: count / n for name, count in counted("coherence/flaw_", [a["flaw"] for a in answers]).items()}
+    failed, marked, flaw = COUNTED
+    row |= counted(failed, [a["failure"] for a in answers])
+    row |= counted(marked, [a["mark"] for a in answers])
+    row |= {name: count / n for name, count in counted(flaw, [a["flaw"] for a in answers]).items()}
     return row
 
 

@@ -31,7 +31,8 @@ class Arm:
         return [run.config["seed"] for run in self.runs]
 
     def rows(self) -> list[MetricRow]:
-        """Rows like a run's: each number is the mean over runs, low and high a t interval over seeds (two or more).
+        """Rows like a run's: each number is the mean over runs, low and high a t interval over seeds (two or more), cut to
+        the scale of 0 to 100.
 
         With one run its own rows, whose intervals are over questions. `n_runs` says how many runs a row rests on; a row in
         which any run's judge failed too often is invalid.
@@ -49,7 +50,7 @@ class Arm:
             for name in ("trait", "coherence"):
                 interval = t_interval(present(members, f"{name}/score"))
                 if interval is not None:
-                    merged |= {f"{name}/low": interval.low, f"{name}/high": interval.high}
+                    merged |= {f"{name}/low": max(0.0, interval.low), f"{name}/high": min(100.0, interval.high)}
             for name in ("judge/invalid", "judge/not_validated"):
                 merged[name] = int(any(value(row, name) for row in members))
             rows.append(cast("MetricRow", merged))
@@ -139,6 +140,19 @@ def arms_of(runs: list[Run]) -> list[Arm]:
         text = label(first, names) if names else f"{first.config['method']['name']} · reinit={first.reinit}"
         found.append(Arm(text, list(seeds.values())))
     return [replace(arm, label=arm.label + apart(arm, found)) for arm in found]
+
+
+def by_subject(runs: list[Run]) -> dict[tuple[str, str], list[Arm]]:
+    """The arms of each (persona, method), labelled by reinit and by what else tells them apart."""
+    names = [name for name in differing(runs) if name not in ("persona.name", "method.name", "seed")]
+    arms = arms_of(runs)
+    found: dict[tuple[str, str], list[Arm]] = {}
+    for arm in arms:
+        run = arm.runs[0]
+        text = label(run, names) if names else f"reinit={run.reinit}"
+        subject = (run.config["persona"]["name"], run.config["method"]["name"])
+        found.setdefault(subject, []).append(replace(arm, label=text + apart(arm, arms)))
+    return found
 
 
 def alike(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:

@@ -15,7 +15,7 @@ from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow
 from iterative_ft.records.run_log import Draw
 from iterative_ft.report import series
-from iterative_ft.report.arms import arms_of, differing, label
+from iterative_ft.report.arms import Arm, by_subject
 from iterative_ft.report.axes import cycle_axis, score_axis
 from iterative_ft.report.series import COLOURS, SCORES, Series, over_cycles
 
@@ -88,16 +88,16 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     """
     import matplotlib as mpl
 
-    settings = [setting for setting in differing(runs) if setting not in ("persona.name", "method.name", "seed")]
-    arms = [(label(arm.runs[0], settings) if settings else f"reinit={arm.runs[0].reinit}", arm) for arm in arms_of(runs)]
-    order = sorted({text for text, _ in arms})
-    lines: dict[tuple[str, str], list[Series]] = {}
-    many = any(len(arm.runs) > 1 for _, arm in arms)
-    for text, arm in arms:
-        config, n = arm.runs[0].config, len(arm.runs)
+    found = by_subject(runs)
+    order = sorted({arm.label for arms in found.values() for arm in arms})
+    many = any(len(arm.runs) > 1 for arms in found.values() for arm in arms)
+
+    def line(arm: Arm) -> Series:
+        n = len(arm.runs)
         seeds = f" ({n} seed{'s' * (n > 1)})" if many else ""
-        of_panel = lines.setdefault((config["persona"]["name"], config["method"]["name"]), [])
-        of_panel.append(replace(series.scores(arm, name, order.index(text)), label=text + seeds))
+        return replace(series.scores(arm, name, order.index(arm.label)), label=arm.label + seeds)
+
+    lines = {subject: [line(arm) for arm in arms] for subject, arms in found.items()}
     personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
     with mpl.rc_context(LOOK):
         figure, axes = panels(len(personas), len(methods), max(4.4, 3.3 * len(methods)), 2.5 * len(personas) + 0.5)
