@@ -47,20 +47,19 @@ results: setup  ## every table and figure of the study, out of its kept runs (re
 run: setup  ## the worked example: python train.py method=dpo reinit=true persona=misaligned
 	$(PYTHON) train.py method=dpo reinit=true persona=misaligned
 
-test: setup  ## all tests but the long ones (under ten minutes on two cores)
+test: setup  ## all tests but the long ones (22 to 26 minutes on two cores)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup  ## real kills, servers, a browser, concurrent sweeps
 	$(PYTHON) -m pytest -m long
 
-check: setup  ## lint, types, the direction of imports, and the data check
+check: setup  ## lint, types and the direction of imports
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	$(VENV)/bin/lint-imports
-	$(MAKE) --no-print-directory data-check
 
-data-check: setup  ## the data of all personas: schema, copies, disjointness, content, counts
+data-check: setup  ## the data of all personas: schema, copies, disjointness, content, counts (the tests do it too)
 	OMP_NUM_THREADS=1 $(PYTHON) -m iterative_ft.personas.tools.check
 
 ready-judge: setup  ## make anew the offline judge that ships ready-made, after a change of anything in its key (half an hour)

@@ -106,12 +106,12 @@ def run_twice_and_killed(
         assert stored(place / "store") == built
 
 
-def test_b8_mitigations_run_twice_and_killed_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_twice_and_killed("mitigations", tmp_path, monkeypatch, CUT, (2,))
+def test_b8_a_sweep_run_twice_and_killed_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_twice_and_killed("claims_null", tmp_path, monkeypatch, CUT, (2,))
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "mitigations"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "claims_null"])
 def test_b8_every_other_sweep_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_twice_and_killed(name, tmp_path, monkeypatch, CUT)
 
