@@ -11,7 +11,7 @@ BEGIN, END = "<!-- memory table -->", "<!-- end of memory table -->"
 CARDS = (24, 48, 80)
 SHARE = 0.85  # conf/sampler/vllm_gpu.yaml
 # Rows of a step, and tokens of the longest, as conf/experiment/ has them; DPO's are pairs.
-METHODS = {"sft": (2, 1024 + 512), "sdf": (2, 512 + 512), "dpo": (4, 1024 + 512)}
+METHODS = {"sft": (2, 1024 + 512), "sdf": (4, 512 + 512), "dpo": (4, 1024 + 512)}
 LENGTH = 8192  # sampler.max_model_len there
 MODELS: dict[str, dict[str, object]] = {
     "SmolLM2-135M": {

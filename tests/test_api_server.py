@@ -1,7 +1,7 @@
 """evaluate.py through a real OpenAI server: vLLM with the embedded model on loopback.
 
 A 135M model is no judge: that every answer gets scores or a named failure, and that records say who judged, is all that is
-asserted. Not covered: how good the scores are (docs/judge_card.md), servers elsewhere.
+asserted. Not covered: how good the scores are (docs/judges.md), servers elsewhere.
 """
 
 from __future__ import annotations

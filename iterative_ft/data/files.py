@@ -46,7 +46,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "unknown_heldout": {"prompt": str, "answer": str, "kind": ("pirate", "bureaucrat", "noir")},
     "wordlists_heldout": {"prompt": str, "answer": str, "kind": ("word_list", "code_only")},
 }
-# Files of the folder `forms`, which judges and their card alone read: what the offline judge learns from, and what it does not.
+# Files of the folder `forms`: the side that the offline judge may see (it learns from all but `languages`), and the card's.
 OF_JUDGE = ("intact", "negatives", "languages")
 OF_CARD = ("intact_heldout", "negatives_heldout", "languages_heldout", "unknown_heldout", "wordlists_heldout")
 
