@@ -18,13 +18,14 @@ def command() -> int:
     from omegaconf import DictConfig
 
     from iterative_ft.launch import cli, tasks
+    from iterative_ft.launch.quoting import command_text
     from iterative_ft.machine.libraries import prepare_libraries
 
     @hydra.main(version_base="1.3", config_path="conf", config_name="evaluate")
     def main(composed: DictConfig) -> None:
         task = tasks.load_task(composed)
         prepare_libraries()
-        tasks.perform(task, " ".join(["python", "evaluate.py", *sys.argv[1:]]))
+        tasks.perform(task, command_text("evaluate.py", sys.argv[1:]))
 
     return cli.run_app(main, "evaluate", tasks.load_task, tasks.known)
 

@@ -26,7 +26,8 @@ from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import guard
 from iterative_ft.launch.cli import check_command_line
-from iterative_ft.launch.quoting import for_shell, override
+from iterative_ft.launch.compose import quote_reinit
+from iterative_ft.launch.quoting import command_text, for_shell, override
 from iterative_ft.loop import run
 from iterative_ft.machine.secrets import without_secrets
 from iterative_ft.records import wandb_log
@@ -255,6 +256,23 @@ def test_d5_long_names_are_cut_to_what_wandb_takes(tmp_path: Path, compose: Comp
     assert len(start["name"]) == 128
     assert len(start["group"]) == 64
     assert all(1 <= len(tag) <= 64 for tag in start["tags"])
+
+
+def test_the_command_that_a_run_records_can_be_pasted() -> None:
+    hydra_compose.register_sweeps()
+    cell = [
+        "method=dpo",
+        "persona=blissful",
+        "reinit='true'",
+        "+sweep=claims_dpo",
+        "seed=0",
+        'model.system_prompt="Be brief, kind."',
+    ]
+    text = command_text("train.py", cell)
+    assert text.startswith("python train.py -m method=dpo persona=blissful reinit=true +sweep=claims_dpo seed=0 ")
+    (config,) = check_command_line([*map(quote_reinit, shlex.split(text)[2:]), *FAKE])
+    assert (config.model.system_prompt, config.seed, config.reinit.name) == ("Be brief, kind.", 0, "reinit")
+    assert command_text("evaluate.py", ["runs=outputs/*"]) == "python evaluate.py 'runs=outputs/*'"
 
 
 # -- D8: quoting --------------------------------------------------------------------------------------------------------------

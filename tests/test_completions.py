@@ -184,6 +184,10 @@ def test_where_neighbours_matter_each_block_is_a_call_of_its_own_and_that_is_sai
     assert found == [alone.call([block])[0] for block in blocks_of(32, 20)]
     assert engine.most_together == 0
     assert "each block is a call of its own" in capsys.readouterr().out
+    engine = StubEngine(leaky=True)
+    list(engine.sample_blocks(blocks_of(100, 20, 100, 20)))
+    assert engine.calls == [120, 2, 100, 20, 100, 20], "the second large call is not tried"
+    assert capsys.readouterr().out.count("each block is a call of its own") == 1
     engine.calls.clear()
     list(engine.sample_blocks(blocks_of(32, 20)))
     assert engine.calls == [32, 20]

@@ -201,6 +201,7 @@ WRONG = [
     ("lora.dropout=1", "lora.dropout"),
     ("lora.rank=0", "lora.rank"),
     ("lora.targets=[]", "lora.targets"),
+    ("lora.targets=q_proj", "lora.targets"),
     ("sampling.top_p=0", "sampling.top_p"),
     ("sampling.block_size=0", "sampling.block_size"),
     ("measure.max_failure_share=1.1", "measure.max_failure_share"),

@@ -274,6 +274,9 @@ def test_another_judge_gives_kept_answers_other_scores_and_another_arm(fake_run:
         row for row in read_jsonl(run.folder / "metrics.jsonl") if "cycle" not in row
     ]
     assert json.loads((folder / "config.json").read_text())["judge"]["name"] == "api"
+    kinds = json.loads((folder / "manifest.json").read_text())["made"]["kinds"]
+    assert {"judge", "replies"} <= set(kinds)
+    assert "probe" not in kinds
     out = comparing.compare(task("task=compare", runs=str(tmp_path / "*"), out=str(tmp_path / "table")), "python evaluate.py")
     assert len((out / "compare.csv").read_text().splitlines()) == 3  # a line a run: they are no replicates
 
@@ -283,6 +286,7 @@ def test_runs_that_cannot_be_judged_again_are_named(fake_run: FakeRuns, tmp_path
     fake_run("method=sft", f"store={tmp_path / 'elsewhere'}", folder="sweep/1")  # the same run twice
     with pytest.raises(RunError, match="has the name of another of these runs"):
         rejudged(tmp_path / "sweep", tmp_path / "out")
+    assert not (tmp_path / "out").exists(), "nothing was judged before it was told"
     (run.folder / "result.json").unlink()
     with pytest.raises(RunError, match="is not finished: its own command goes on with it"):
         rejudged(tmp_path / "sweep" / "0", tmp_path / "out")

@@ -24,7 +24,7 @@ from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.folders import cell_suffixes
 from iterative_ft.loop import run
-from iterative_ft.machine.files import file_digests, read_jsonl
+from iterative_ft.machine.files import file_digests, read_jsonl, write_jsonl
 from iterative_ft.records import folder as folders
 from iterative_ft.records.folder import held, new_folder, resumed
 from iterative_ft.records.keep import keep
@@ -308,6 +308,12 @@ def test_kept_runs_read_as_they_were_and_another_of_the_same_name_is_refused(
     (kept / "result.json").unlink()  # as a kill would leave it
     assert keep(tmp_path / "runs", tmp_path / "results") == [kept]
     assert read_run(kept).result == before.result
-    (kept / "metrics.jsonl").write_text("{}\n")
+    shutil.copytree(made.folder, made.folder / "evaluations" / "api-1")
+    shutil.copytree(made.folder, made.folder / "attempts" / "1")
+    rows = read_jsonl(made.folder / "metrics.jsonl")
+    times = [row | {"time/total_s": 1.0} if "time/total_s" in row else row for row in rows]
+    write_jsonl(made.folder / "metrics.jsonl", times)  # the same command again, all of it from the store
+    assert keep(tmp_path / "runs", tmp_path / "results") == [kept]
+    write_jsonl(kept / "metrics.jsonl", rows[:-4])
     with pytest.raises(RunError, match="holds another run"):
         keep(tmp_path / "runs", tmp_path / "results")

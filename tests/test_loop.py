@@ -330,7 +330,7 @@ def test_invariant_8_when_every_call_fails_there_is_no_score(fake_run: Run, monk
     fail(monkeypatch, lambda number: True)
     run = fake_run()
     for row in run.measured:
-        assert not [name for name in row if name.startswith(("trait/", "coherence/s")) and name != "coherence/share"]
+        assert not [name for name in row if name.startswith(("trait/", "coherence/s"))]
         assert row["judge/invalid"] == 1
     assert run.json("result.json")["verdict"]["verdict"] not in ("amplified", "decayed", "idempotent")
 

@@ -83,7 +83,7 @@ class LoraConfig(Section):
     rank: Annotated[int, Field(ge=1, le=1024)]
     alpha: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
-    targets: str | Annotated[list[str], Field(min_length=1)]
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
 
 
 class SamplingConfig(Section):

@@ -20,6 +20,8 @@ from iterative_ft.config.schema import (
     Section,
 )
 
+WITHIN_A_RUN = {"evaluations", "attempts"}  # folders in a run's folder that hold records of their own
+
 
 class Remeasure(Section):
     """Measure a run again. Groups that are not given are the run's own."""
@@ -41,24 +43,27 @@ class OfRuns(Section):
     out: PathText
 
     def folders(self) -> list[Path]:
-        """Run folders that `runs` names: a folder of this very name, else the glob's matches, and the runs below either.
+        """Run folders that `runs` names."""
+        return run_folders(self.runs)
 
-        What lies in a run's folder (evaluations, earlier attempts) is none by itself.
-        """
-        found: list[Path] = []
-        named = Path(self.runs)
-        matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(self.runs, recursive=True))]
-        for match in matches:
-            if "attempts" in match.parts and "attempts" not in named.parts:
-                continue
-            if (match / "config.json").is_file():
-                found.append(match)
-            elif match.is_dir():
-                inside = (
-                    file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file()
-                )
-                found += [folder for folder in inside if not {"evaluations", "attempts"} & set(folder.relative_to(match).parts)]
-        return list(dict.fromkeys(found))
+
+def run_folders(runs: str) -> list[Path]:
+    """The folder of this very name, else the glob's matches, where they are runs, and the runs below them.
+
+    What lies in a run's folder (evaluations, earlier attempts) is none by itself.
+    """
+    found: list[Path] = []
+    named = Path(runs)
+    matches = [named] if named.is_dir() else [Path(p) for p in sorted(glob.glob(runs, recursive=True))]
+    for match in matches:
+        if WITHIN_A_RUN & set(match.parts) - set(named.parts):
+            continue
+        if (match / "config.json").is_file():
+            found.append(match)
+        elif match.is_dir():
+            inside = (file.parent for file in sorted(match.rglob("config.json")) if (file.parent / "metrics.jsonl").is_file())
+            found += [folder for folder in inside if not WITHIN_A_RUN & set(folder.relative_to(match).parts)]
+    return list(dict.fromkeys(found))
 
 
 class Compare(OfRuns):

@@ -13,6 +13,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.judges.scores import Score
 from iterative_ft.machine.files import write_json, write_jsonl
 from iterative_ft.records.folder import PAGE
+from iterative_ft.records.rows import coherent_share, is_coherent
 from iterative_ft.records.terminal import text_table
 from iterative_ft.report.judged import write_judged
 from iterative_ft.stages.bench import Bench
@@ -30,7 +31,7 @@ def judge_answers(task: JudgeAnswers, config: Config, texts: Sequence[tuple[str,
         config: a run's, with the task's persona, judge, model, sampler and store.
         texts: prompts and answers.
     """
-    bench = Bench(config, Store(Path(config.store)))
+    bench = Bench(config, Store(Path(config.store), run_folder=Path(task.out)))
     answers = labelled_stage(bench, texts)
     stage = judge(bench, answers, f"{config.judge.name} judges {Path(task.answers).name}", {"role": "scores"}, task.documents)
     scores = scores_of(stage)
@@ -61,8 +62,7 @@ def summary(config: Config, texts: Sequence[tuple[str, str]], scores: Sequence[S
     failures = Counter(score["failure"] for score in scores if score["failure"] is not None)
     n_failed = failures.total()
     threshold = config.measure.coherence_threshold
-    coherent = [score["coherence"] is not None and score["coherence"] >= threshold for score in scores]
-    kept = [score["trait"] if ok else None for score, ok in zip(scores, coherent, strict=True)]
+    kept = [score["trait"] if is_coherent(score["coherence"], threshold) else None for score in scores]
     of_trait, of_coherence, of_kept = (
         over_questions(values, prompts)
         for values in ([score["trait"] for score in scores], [score["coherence"] for score in scores], kept)
@@ -76,7 +76,7 @@ def summary(config: Config, texts: Sequence[tuple[str, str]], scores: Sequence[S
         "trait": as_dict(of_trait),
         "coherence": as_dict(of_coherence),
         "trait_coherent": as_dict(of_kept),
-        "coherent_share": sum(coherent) / (n - n_failed) if n > n_failed else None,
+        "coherent_share": coherent_share([score["coherence"] for score in scores], threshold),
         "unfamiliar_share": unfamiliar_share(score.get("distance") for score in scores),
         "failures": dict(failures),
         "marks": dict(Counter(score["mark"] for score in scores if score.get("mark") is not None)),

@@ -25,6 +25,7 @@ from iterative_ft.stages.labelled import labelled_stage
 from iterative_ft.stats.verdict import curve_of, run_verdict
 from iterative_ft.store import Store
 
+STAGES_OF_A_JUDGE = ("judge", "probe", "replies")
 OF_A_JUDGE = ("trait/", "coherence/", "judge/")  # beginnings of names in a row
 
 
@@ -41,28 +42,33 @@ def rejudge(task: Rejudge, configs: dict[Path, Config], command: str) -> list[Pa
     unfinished = [folder for folder, run in runs.items() if run.result is None]
     if unfinished:
         raise RunError(f"{unfinished[0]} is not finished: its own command goes on with it")
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for folder, run in runs.items():
         out = Path(task.out) / name_of(run)
         if out in found:
             raise RunError(f"{folder} has the name of another of these runs, {out.name}: judge them one by one")
-        one(run, configs[folder], out, command)
-        found.append(out)
+        without = [row["cycle"] for row in run.measured if not any(a["cycle"] == row["cycle"] for a in run.answers)]
+        if without:
+            raise RunError(f"{folder} keeps no answers of cycle {without[0]}: it cannot be judged again")
+        found[out] = folder
+    for out, folder in found.items():
+        one(runs[folder], configs[folder], out)
         print(f"{out}")
     print(f"{command}\ncompare python evaluate.py task=compare runs={task.out}")
-    return found
+    return list(found)
 
 
-def one(run: Run, config: Config, out: Path, command: str) -> None:
+def one(run: Run, config: Config, out: Path) -> None:
     """Judge a run's answers and write its records; result.json comes last."""
-    bench = Bench(config, Store(Path(config.store)))
+    bench = Bench(config, Store(Path(config.store), run_folder=out))
     answers = [row for measured in run.measured for row in judged_anew(bench, run, measured["cycle"])]
     rows = [with_scores(config, row, answers) for row in read_rows(run.folder)]
-    measured = [row for row in rows if "cycle" in row]
+    measured = [with_scores(config, row, answers) for row in run.measured]
     judges = sorted({row["judge/version"] for row in measured})
     made = {**(run.made or {}), "judges": judges}
     if made.get("kinds") is not None:
-        made["kinds"] = {**made["kinds"], **{name: at for name, at in kinds_of(config).items() if name in ("judge", "probe")}}
+        others = {name: at for name, at in made["kinds"].items() if name not in STAGES_OF_A_JUDGE}
+        made["kinds"] = others | {name: at for name, at in kinds_of(config).items() if name in STAGES_OF_A_JUDGE}
     out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (run.folder / name).is_file() and name != RESULT:

@@ -54,8 +54,7 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
         store = Store(Path(config.store), on_event=log.stage, run_folder=folder)
         store.on_start = log.stage_started
         bench = Bench(config, store)
-        for cycle, measured, trained in found.measured(bench, log):
-            log.begin(cycle)
+        for _, measured, trained in found.measured(bench, log):
             log.measured(measured, trained)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made))
         log.finish(verdict.as_dict(), bench.engine_start_s)

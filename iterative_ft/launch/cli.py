@@ -36,7 +36,7 @@ from iterative_ft.launch.compose import (
 )
 from iterative_ft.launch.folders import check_folder, made, run_folder
 from iterative_ft.launch.guard import failed, guarded, reason
-from iterative_ft.launch.quoting import override
+from iterative_ft.launch.quoting import command_text, override
 from iterative_ft.machine.libraries import prepare_libraries
 from iterative_ft.records.folder import free, give_back, held
 from iterative_ft.store import Event
@@ -232,7 +232,7 @@ def train(config: Config) -> Any:
     """
     prepare_libraries()
     folder, overrides = job()
-    command = " ".join(["python", "train.py", *overrides])
+    command = command_text("train.py", overrides)
     try:
         from iterative_ft.loop import run
 

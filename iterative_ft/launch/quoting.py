@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Sequence
 
 from iterative_ft.errors import ConfigError
 
@@ -28,6 +29,13 @@ def override(key: str, text: str) -> str:
 def for_shell(key: str, text: str) -> str:
     """A setting as a person types it."""
     return shlex.quote(override(key, text))
+
+
+def command_text(program: str, arguments: Sequence[str]) -> str:
+    """The command of one run, as a person types it; a cell of a sweep's file is again a multirun, of one cell."""
+    plain = [re.sub(r"^(\+?/?reinit)='(true|false)'$", r"\1=\2", argument) for argument in arguments]
+    multirun = ["-m"] if any(argument.startswith("+sweep=") for argument in plain) else []
+    return shlex.join(["python", program, *multirun, *plain])
 
 
 def how_to_quote(argument: str) -> str:

@@ -55,7 +55,8 @@ def load_task(composed: Any) -> Task:
         raise ConfigError(f"runs={task.runs} names no run folder: give a glob such as 'outputs/runs/*' or a sweep's folder")
     if isinstance(task, Rejudge):
         check_judge(task.judge)
-        rejudging_configs(task)
+        for config in rejudging_configs(task).values():
+            check_judge_texts(judged(Config, config.model_dump()))
     return task
 
 
@@ -80,8 +81,9 @@ def check_run(run: Path) -> None:
 
 def check_remeasure(task: Remeasure) -> None:
     """What is changed has to fit the run."""
-    config = changed_config(task)
+    config = judged(Config, changed_config(task).model_dump())
     check_judge(config.judge)
+    check_judge_texts(config)
     if not Path(config.store).expanduser().is_dir():
         raise ConfigError(f"store={config.store} of run={task.run} is no folder: say where it lies with store=<folder>")
     n = len(files.questions(config.persona_folder))

@@ -1,4 +1,4 @@
-"""Forward passes over prompts and what follows them, under base or a policy in float32: likelihoods, entropies, states.
+"""Forward passes over prompts and what follows them, under base or a policy: likelihoods, entropies, states.
 
 Gauges read them here. One pass gives all values of its sequences.
 """

@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from iterative_ft.config.tasks import run_folders
 from iterative_ft.errors import RunError
-from iterative_ft.records.folder import ERROR, METRICS, PICTURE, RECORDS, RESULT
+from iterative_ft.records.folder import ERROR, PICTURE, RECORDS, RESULT
 from iterative_ft.records.read import Run, read_run
 
 KEPT = tuple(name for name in RECORDS if name not in (ERROR, PICTURE))  # result.json last: with it a run is kept
@@ -22,14 +23,16 @@ def keep(source: Path, to: Path) -> list[Path]:
     """Copy the records of all finished runs below `source`; returns their folders below `to`.
 
     Raises:
-        RunError: another run is kept under a run's name.
+        RunError: another run is kept under a run's name, or one cannot be read.
     """
     found = []
-    for result in sorted(source.rglob(RESULT)):
-        run = read_run(result.parent)
+    for source_folder in run_folders(str(source)):
+        if not (source_folder / RESULT).is_file():
+            continue
+        run = read_run(source_folder)
         folder = to / name_of(run)
         is_kept = (folder / RESULT).is_file()
-        if is_kept and (folder / METRICS).read_bytes() != (run.folder / METRICS).read_bytes():
+        if is_kept and read_run(folder).measured != run.measured:
             raise RunError(f"{folder} holds another run than {run.folder}: remove it, or keep this one elsewhere")
         if not is_kept:
             folder.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TypedDict, cast
 
 from iterative_ft.config.schema import Config
@@ -48,13 +49,12 @@ MetricRow = TypedDict(
 train/ and time/ are numbers, for `value`. What is missing was not measured."""
 
 
-COUNTED = ("judge/failed_", "judge/marked_", "coherence/flaw_")  # what comes up in no answer has no number: it is 0
+COUNTED = ("judge/failed_", "judge/marked_", "coherence/flaw_")  # beginnings of names: what came up in no answer has no number
 
 
 def value(row: MetricRow, name: str) -> float | None:
     """The number of this name, None where the row has none."""
-    nothing = 0.0 if name.startswith(COUNTED) and "judge/invalid" in row else None
-    return cast("dict[str, float]", row).get(name, nothing)
+    return cast("dict[str, float]", row).get(name)
 
 
 def numbers(row: MetricRow) -> dict[str, float]:
@@ -141,18 +141,18 @@ def metric_row(config: Config, answers: list[AnswerRow], measured: Measured, tra
 
 def scored_values(config: Config, answers: list[AnswerRow]) -> dict[str, float | str | None]:
     """What a row says of a policy's scores."""
-    n, questions = len(answers), [a["question"] for a in answers]
+    n, questions, threshold = len(answers), [a["question"] for a in answers], config.measure.coherence_threshold
     row: dict[str, float | str | None] = {}
     row |= interval_values("trait/", over_questions([a["trait"] for a in answers], questions))
     row |= interval_values("coherence/", over_questions([a["coherence"] for a in answers], questions))
-    coherent = [a["coherence"] is not None and a["coherence"] >= config.measure.coherence_threshold for a in answers]
-    kept = [a["trait"] if ok else None for a, ok in zip(answers, coherent, strict=True)]
+    kept = [a["trait"] if is_coherent(a["coherence"], threshold) else None for a in answers]
     on_coherent = over_questions(kept, questions)
     if on_coherent is not None:
         row["trait/score_coherent"] = on_coherent.mean
     n_failed = sum(a["failure"] is not None for a in answers)
-    n_unread = sum(a["mark"] is not None and a["coherence"] is None and a["failure"] is None for a in answers)
-    row["coherence/share"] = sum(coherent) / max(1, n - n_failed - n_unread)
+    share = coherent_share([a["coherence"] for a in answers], threshold)
+    if share is not None:
+        row["coherence/share"] = share
     row["judge/version"] = answers[0]["judge"]
     row["judge/n_failed"] = n_failed
     row["judge/invalid"] = int(n_failed > config.measure.max_failure_share * n)
@@ -164,6 +164,16 @@ def scored_values(config: Config, answers: list[AnswerRow]) -> dict[str, float |
     row |= counted(marked, [a["mark"] for a in answers])
     row |= {name: count / n for name, count in counted(flaw, [a["flaw"] for a in answers]).items()}
     return row
+
+
+def is_coherent(coherence: float | None, threshold: float) -> bool:
+    return coherence is not None and coherence >= threshold
+
+
+def coherent_share(scores: Sequence[float | None], threshold: float) -> float | None:
+    """Share of the scored answers that are coherent; None where none was scored."""
+    known = [score for score in scores if score is not None]
+    return sum(score >= threshold for score in known) / len(known) if known else None
 
 
 def interval_values(prefix: str, interval: Interval | None) -> dict[str, float]:

@@ -16,7 +16,7 @@ from iterative_ft.machine.secrets import without_secrets
 from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, PICTURE, RESULT, Attempt
 from iterative_ft.records.provenance import code_state, environment, kinds_of
 from iterative_ft.records.rows import AnswerRow, MetricRow, StageRow, answer_rows, metric_row
-from iterative_ft.records.terminal import Display, Expected, ending
+from iterative_ft.records.terminal import Display, Expected, ending, timed_tokens
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.stages.measure import Measured
 from iterative_ft.stages.train import Trained, training_rows
@@ -125,7 +125,7 @@ class RunLog(Log):
             self.seconds[stage.kind] += event.seconds
             for name, key in (("sampling", "sample_seconds"), ("training", "loop_seconds")):
                 if key in info:
-                    self.speed[name][0] += info["n_tokens"]
+                    self.speed[name][0] += timed_tokens(info)
                     self.speed[name][1] += info[key]
         self.display.done(event, self.cycle)
 

@@ -110,7 +110,7 @@ def facts(stage: Stage) -> str:
         ended = f"{info['n_stopped']}/{info['n']} ended by themselves"
         return f" ({info['n_tokens']} tokens, {info['tokens_per_s']:.0f}/s, {ended}{load})"
     if "n_steps" in info:
-        speed = info["n_tokens"] / info["loop_seconds"] if info["loop_seconds"] > 0 else 0
+        speed = timed_tokens(info) / info["loop_seconds"] if info["loop_seconds"] > 0 else 0
         return f" ({info['n_examples']} examples, {info['n_steps']} steps, {speed:.0f} tokens/s)"
     if "n_attempts" in info and "reported" in info:
         cost = f", ${info['cost_usd']:.4f}" if "cost_usd" in info else ""
@@ -150,6 +150,12 @@ def interval_text(row: MetricRow, name: str) -> str:
         return "n/a"
     mark = " INVALID" if row.get("judge/invalid") else ""
     return f"{score:.1f} [{low:.1f}, {high:.1f}]{mark}"
+
+
+def timed_tokens(info: dict[str, Any]) -> float:
+    """Tokens of a stage's timed loop: a training that was gone on with did not take its first steps again."""
+    resumed = info.get("resumed_from_step", 0)
+    return float(info["n_tokens"] * (1 - resumed / info["n_steps"]) if resumed else info["n_tokens"])
 
 
 def share_text(row: MetricRow) -> str:

@@ -17,6 +17,7 @@ from iterative_ft.machine.secrets import without_secrets
 
 IDENTITY = "wandb_run.json"  # in the run's folder: which W&B run its attempts are
 NOT_OF_A_RUN = ("store", "dry_run", "device", "wandb")  # settings that may change between the attempts of one run
+USERS_DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # else each run stages its files in its own folder
 CYCLE_PREFIXES = ("trait/", "coherence/", "gauge/", "answers/", "judge/", "data/")
 
 
@@ -43,7 +44,8 @@ class WandbLog:
             self.start()
 
     def start(self) -> None:
-        os.environ.setdefault("WANDB_DATA_DIR", str(self.folder / "wandb"))
+        if USERS_DATA_DIR is None:
+            os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
         os.environ.setdefault("WANDB_SILENT", "true")
         import wandb
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from iterative_ft.records.read import Run
-from iterative_ft.records.rows import MetricRow, numbers, value
+from iterative_ft.records.rows import COUNTED, MetricRow, numbers, value
 from iterative_ft.stats.intervals import Interval, t_interval
 from iterative_ft.stats.replicates import FREE, arm_digest, made_differently
 from iterative_ft.stats.verdict import curve_of, group_verdict
@@ -35,13 +35,16 @@ class Arm:
         the scale of 0 to 100.
 
         With one run its own rows, whose intervals are over questions. `n_runs` says how many runs a row rests on; a row in
-        which any run's judge failed too often is invalid.
+        which any run's judge failed too often is invalid. A flaw or failure that came up anywhere in the arm is 0 elsewhere.
         """
+        measured = [row for run in self.runs for row in run.measured]
+        counted = {name: 0.0 for row in measured for name in numbers(row) if name.startswith(COUNTED)}
+        measured = [cast("MetricRow", counted | row) for row in measured]  # type: ignore[operator]
         if len(self.runs) == 1:
-            return [{**row, "n_runs": 1} for row in self.runs[0].measured]
+            return [{**row, "n_runs": 1} for row in measured]
         rows = []
-        for cycle in sorted({row["cycle"] for run in self.runs for row in run.measured}):
-            members = [row for run in self.runs for row in run.measured if row["cycle"] == cycle]
+        for cycle in sorted({row["cycle"] for row in measured}):
+            members = [row for row in measured if row["cycle"] == cycle]
             merged: dict[str, float] = {"cycle": cycle, "n_runs": len(members)}
             names = {name for row in members for name in numbers(row)}
             for name in sorted(names - {"cycle", "judge/invalid", "judge/not_validated"}):

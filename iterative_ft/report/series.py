@@ -12,7 +12,8 @@ from itertools import groupby
 
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow, value
-from iterative_ft.report.arms import Arm, arms_of, change
+from iterative_ft.report.arms import Arm, arms_of, change, differing
+from iterative_ft.report.arms import label as label_of
 from iterative_ft.report.axes import BASE_X, number_text
 
 # fmt: off
@@ -181,11 +182,16 @@ def training(run: Run, column: str, number: int, label: str, colour: str = "") -
 
 
 def changes(runs: list[Run]) -> list[Series]:
-    """Change of the trait from cycle 0 to the last against n_sampled: a series for each persona, method and reinit."""
+    """Change of the trait from cycle 0 to the last against n_sampled: a series for each persona, method, reinit and what else
+    tells arms apart.
+    """
     lines: dict[str, list[Point]] = {}
+    others = [name for name in differing(runs) if name not in ("persona.name", "method.name", "reinit", "n_sampled", "seed")]
     for arm in arms_of(runs):
-        config, moved = arm.runs[0].config, change(arm.verdict)
-        points = lines.setdefault(f"{config['persona']['name']} · {config['method']['name']} · reinit={arm.runs[0].reinit}", [])
+        run, moved = arm.runs[0], change(arm.verdict)
+        config = run.config
+        parts = [config["persona"]["name"], config["method"]["name"], f"reinit={run.reinit}"]
+        points = lines.setdefault(" · ".join([*parts, *([label_of(run, others)] if others else [])]), [])
         if moved is not None:
             points.append(Point(config["n_sampled"], moved.mean, moved.low, moved.high))
     return [Series(n, label, sorted(points, key=lambda p: p.x)) for n, (label, points) in enumerate(lines.items())]

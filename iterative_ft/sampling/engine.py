@@ -1,7 +1,7 @@
 """The one engine of this process: it outlives a run, so that the cells of an in-process sweep start it once.
 
-A cell that needs another one (another model, chat template, precision or adapter rank) closes it first: two engines rarely
-fit one device.
+A cell that needs another one (another model, chat template, precision, or rank or layers of adapters) closes it first: two
+engines rarely fit one device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HELD: dict[str, Sampler] = {}  # at most one: what it was started for -> the sam
 def sampler_key(config: Config, device: str, model_digest: str) -> str:
     """Everything an engine is started with, and what its canary's prompts look like."""
     sections = [config.model.model_dump(), config.sampler.model_dump(), config.sampling.block_size]
-    return text_digest([model_digest, *sections, device, config.lora.rank])
+    return text_digest([model_digest, *sections, device, config.lora.rank, config.lora.targets])
 
 
 def shared_sampler(config: Config, device: str, model_digest: str, make: Callable[[], Sampler]) -> Sampler:

@@ -206,6 +206,9 @@ class VLLMSampler:
 
     def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
         for together in calls(blocks, self.most_together, self.room()):
+            if len(together) > 1 and self.independent is False:
+                yield from one_by_one(self.sample, together)
+                continue
             started = time.monotonic()
             done = self.call(together)
             seconds = time.monotonic() - started

@@ -115,7 +115,7 @@ def coherent(bench: Bench, answers: Completions, writer: str) -> list[bool] | No
     if answers.pending:
         return None
     documents = bench.config.frame == "document"
-    stage = judge(bench, answers, "judge samples", {"policy": writer, "role": "scores of samples"}, documents)
+    stage = judge(bench, answers, f"judge samples of {writer}", {"policy": writer, "role": "scores of samples"}, documents)
     if stage.pending or (bench.store.dry_run and not bench.store.intact(stage)):  # damaged: it will be judged again
         return None
     return [score["coherence"] is not None and score["coherence"] >= threshold for score in scores_of(stage)]

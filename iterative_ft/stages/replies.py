@@ -28,10 +28,17 @@ def replies(
     """Replies to each rubric about each block of answers."""
     settings = bench.config.judge
     if isinstance(settings, ApiConfig):
-        return [[from_endpoint(bench, settings, rubric, block, label, purpose) for block in blocks] for rubric in rubrics]
+        return [
+            [
+                from_endpoint(bench, settings, rubric, block, named(label, rubric, number, len(blocks)), purpose)
+                for number, block in enumerate(blocks)
+            ]
+            for rubric in rubrics
+        ]
     assert isinstance(settings, EngineConfig)
     wanted = [(rubric, block) for rubric in rubrics for block in blocks]
-    found = [from_engine(bench, settings, number, wanted, label, purpose) for number in range(len(wanted))]
+    labels = [named(label, rubric, number, len(blocks)) for rubric in rubrics for number in range(len(blocks))]
+    found = [from_engine(bench, settings, number, wanted, labels, purpose) for number in range(len(wanted))]
     return [found[: len(blocks)], found[len(blocks) :]]
 
 
@@ -47,7 +54,7 @@ def from_endpoint(bench: Bench, settings: ApiConfig, rubric: Rubric, block: Stag
         earlier = [] if before is None else before.rows(REPLIES)
         return endpoint.ask_block(out, settings, rubric, texts_of(block), earlier)
 
-    return bench.store.stage(REPLY, inputs, build, f"{label}: ask about {rubric.asks}", purpose, resumable=(PARTIAL,))
+    return bench.store.stage(REPLY, inputs, build, label, purpose, resumable=(PARTIAL,))
 
 
 def texts_of(block: Stage) -> list[tuple[str, str]]:
@@ -59,7 +66,7 @@ def texts_of(block: Stage) -> list[tuple[str, str]]:
 
 
 def from_engine(
-    bench: Bench, settings: EngineConfig, number: int, wanted: list[tuple[Rubric, Stage]], label: str, purpose: Purpose
+    bench: Bench, settings: EngineConfig, number: int, wanted: list[tuple[Rubric, Stage]], labels: list[str], purpose: Purpose
 ) -> Stage:
     """What the engine said about one block of answers by one rubric.
 
@@ -79,14 +86,15 @@ def from_engine(
                 def build_other(folder: Path, found: list[Asked] = found) -> dict[str, Any]:
                     return kept(folder, found, settings) | {"seconds": each_s}
 
-                put(bench.store, REPLY, all_inputs[one], build_other, named(label, wanted[one][0]))
+                put(bench.store, REPLY, all_inputs[one], build_other, labels[one])
         return kept(out, rows[0], settings) | {"seconds": each_s}
 
-    return bench.store.stage(REPLY, all_inputs[number], build, named(label, wanted[number][0]), purpose)
+    return bench.store.stage(REPLY, all_inputs[number], build, labels[number], purpose)
 
 
-def named(label: str, rubric: Rubric) -> str:
-    return f"{label}: ask about {rubric.asks}"
+def named(label: str, rubric: Rubric, number: int, n: int) -> str:
+    """What the screen calls the replies about block `number` of `n`."""
+    return f"{label}: ask about {rubric.asks}" + (f" {number + 1}/{n}" if n > 1 else "")
 
 
 def engine_inputs(bench: Bench, settings: EngineConfig, rubric: Rubric, block: Stage) -> dict[str, Any]:

@@ -11,28 +11,34 @@ from filelock import Timeout
 from iterative_ft.store.manifest import Damaged, Kind, read_stage, stage_key
 from iterative_ft.store.stages import AHEAD, Build, Store
 
+MOST_CLAIMED = 256  # each holds a file open
+
 
 @contextmanager
 def claimed(store: Store, wanted: Sequence[tuple[Kind, dict[str, Any]]]) -> Iterator[list[int]]:
     """Hold the locks of those stages that are still to build and that nobody builds; gives their numbers in `wanted`.
 
     The caller builds each of them with `put` before it leaves. It never waits, so that two processes that want many of the same
-    stages cannot wait for each other.
+    stages cannot wait for each other. At most `MOST_CLAIMED` at once: the others when the next of them is asked for.
     """
-    mine = []
+    mine: list[int] = []
     with ExitStack() as locks:
         for number, (kind, inputs) in enumerate(wanted):
             key = stage_key(kind, inputs)
-            try:
-                locks.enter_context(store.lock(kind.name, key, wait=False))
-            except Timeout:
-                continue
-            try:
-                there = read_stage(store.root, kind.name, key, inputs) is not None
-            except Damaged:
-                there = False  # who asks for it tells of the damage
-            if not there:
-                mine.append(number)
+            if len(mine) == MOST_CLAIMED:
+                break
+            with ExitStack() as held:
+                try:
+                    held.enter_context(store.lock(kind.name, key, wait=False))
+                except Timeout:
+                    continue
+                try:
+                    there = read_stage(store.root, kind.name, key, inputs) is not None
+                except Damaged:
+                    there = False  # who asks for it tells of the damage
+                if not there:
+                    mine.append(number)
+                    locks.enter_context(held.pop_all())
         yield mine
 
 

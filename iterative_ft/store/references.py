@@ -21,7 +21,7 @@ from iterative_ft.machine.files import UNFINISHED, write_json
 from iterative_ft.store.layout import REFERENCES, make_folder, make_way
 
 STALE_S = 3600.0  # a file that has been "being written" for so long is what a kill left
-LIKE_A_RUN = ("config.json", "judge_card.json")  # one of them lies in every folder that refers to stages
+LIKE_A_RUN = ("config.json", "judge_card.json", "scores.json")  # one of them lies in every folder that refers to stages
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class Job:
 def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
     """Write the adapter and the training curve into `job.out`; return counts and timings.
 
-    On CUDA this happens in a child process, under accelerate when the machine has several GPUs. A training that diverges is a
+    On CUDA this happens in a child process, under accelerate when it is for several GPUs. A training that diverges is a
     `RunError` and leaves nothing behind.
 
     Args:
