@@ -30,7 +30,7 @@ def most_seeds(config: Config) -> int:
     """Seed examples that the persona ships for the run and for its calibration alike."""
     folder = config.persona_folder
     names = {config.method.name, calibration_method(config).name}
-    return min(len(files.documents(folder) if name == "sdf" else files.seeds(folder)) for name in names)
+    return min(len(files.examples(name, folder)) for name in names)
 
 
 def check_calibration(config: Config) -> None:

@@ -49,7 +49,7 @@ def check_persona(config: Config) -> None:
             "questions.jsonl, or a shipped persona"
         )
     sdf = config.method.name == "sdf"
-    n_seeds = len(files.documents(folder) if sdf else files.seeds(folder))
+    n_seeds = len(files.examples(config.method.name, folder))
     what = files.table(folder, "documents" if sdf else "seeds").name
     if config.n_seed == "calibrated":
         check_calibration(config)

@@ -294,6 +294,12 @@ class Config(Section):
         """What the run trains on: chats in the model's template, or raw documents."""
         return "document" if self.method.name == "sdf" else "chat"
 
+    @property
+    def answer_limit(self) -> tuple[str, int]:
+        """The setting that limits an answer that is measured, and its tokens."""
+        name = "measure_max_new_tokens" if self.method.name == "sdf" else "max_new_tokens"
+        return f"method.{name}", getattr(self.method, name)
+
     def continual(self, cycle: int) -> bool:
         """Whether `cycle` goes on training the previous cycle's adapter."""
         return self.reinit.init == "previous" and cycle > 0 and cycle not in self.reinit.restart_cycles

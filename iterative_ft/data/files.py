@@ -108,6 +108,11 @@ def documents(persona: Path) -> tuple[dict[str, str], ...]:
     return rows(table(persona, "documents"), SCHEMAS["documents"])
 
 
+def examples(method: str, persona: Path) -> tuple[dict[str, str], ...]:
+    """What cycle 0 of a method trains on: documents for SDF, else seeds."""
+    return documents(persona) if method == "sdf" else seeds(persona)
+
+
 def judge_texts(persona: Path) -> tuple[dict[str, str], ...]:
     """Rows {prompt, answer, strength}: what the probe judge is trained on, and nothing else is."""
     return rows(table(persona, "judge"), SCHEMAS["judge"])

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.data import read
-from iterative_ft.data.read import first_line, shortened
-from iterative_ft.errors import ConfigError
+from iterative_ft.data.read import shortened
+from iterative_ft.errors import ConfigError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 CONNECT_S = 5.0  # for the hub to say whether it has a dataset

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from iterative_ft.errors import ConfigError
+from iterative_ft.errors import ConfigError, first_line
 
 Schema = Mapping[str, Any]
 """Key of a row -> what it holds: a type, or a tuple of the values it may have."""
@@ -284,12 +284,6 @@ def arrow_row(file: Path, number: int, columns: dict[str, Any], at: int) -> Reco
         return Record(number, place, {name: column[at].as_py() for name, column in columns.items()})
     except UnicodeDecodeError:
         return Record(number, place, None, NO_TEXT)
-
-
-def first_line(error: BaseException, n: int = 160) -> str:
-    """A library's complaint, cut to what fits a line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= n else f"{text[: n - 3]}..."
 
 
 READERS: dict[str, Callable[[Path, Schema], Iterator[Record]]] = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.errors import ConfigError, RunError, first_line
 from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import EMBEDDED, embedded_file, quiet_transformers
-from iterative_ft.models.base import LARGE, NO_WEIGHTS, SMALL, first_line, local_folder, snapshot
+from iterative_ft.models.base import LARGE, NO_WEIGHTS, SMALL, local_folder, snapshot
 
 CHUNK_WORDS = 160  # MiniLM reads 256 word pieces; longer texts are embedded in parts
 

@@ -17,8 +17,7 @@ from iterative_ft.config.check import check
 from iterative_ft.config.messages import judged
 from iterative_ft.config.schema import Config
 from iterative_ft.config.yaml_files import check_yaml, yaml_fault
-from iterative_ft.data.read import first_line
-from iterative_ft.errors import ConfigError
+from iterative_ft.errors import ConfigError, first_line
 from iterative_ft.launch.overrides import GROUPS as GROUPS  # those who compose ask here
 from iterative_ft.launch.overrides import Known, check_overrides, explain, known_settings, n_swept, read_override
 from iterative_ft.launch.quoting import MOST_CELLS, quoted

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import ModelConfig
-from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.errors import ConfigError, RunError, first_line
 from iterative_ft.machine.files import file_digests, file_sha256, text_digest, write_json
 from iterative_ft.machine.libraries import EMBEDDED, embedded_file, quiet_transformers
 
@@ -174,9 +174,3 @@ def load(folder: Path | str, dtype: Any, trust_remote_code: bool) -> Any:
             "filled at random; download or save it again"
         )
     return model
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says, in a line."""
-    text = " ".join(str(error).split())
-    return text[:160] or type(error).__name__

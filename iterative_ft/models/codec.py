@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from iterative_ft.config.schema import ModelConfig
-from iterative_ft.errors import RunError
-from iterative_ft.models.base import first_line
+from iterative_ft.errors import RunError, first_line
 from iterative_ft.models.plain_text import PlainText
 
 CLOCK = "strftime_now"  # what transformers calls the function that a template asks for the date

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config, VLLMConfig
-from iterative_ft.errors import RunError
+from iterative_ft.errors import RunError, first_line
 from iterative_ft.models.adapters import base_shapes, check_files
-from iterative_ft.models.base import first_line
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.models.served_names import Names, adapted, checkpoint_names, renamed_copy
 from iterative_ft.sampling.adapter_names import EXTENSION, RANKS, names_that_fit

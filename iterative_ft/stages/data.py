@@ -89,7 +89,7 @@ def sampled_data(bench: Bench, policies: list[Policy], cycle: int) -> CycleData:
 def seed_rows(bench: Bench, cycle: int, n: int) -> list[dict[str, str]]:
     """`n` of the persona's examples. Cycle 0 takes a prefix of one order; mixing draws anew each cycle."""
     config = bench.config
-    rows = files.documents(config.persona_folder) if config.method.name == "sdf" else files.seeds(config.persona_folder)
+    rows = files.examples(config.method.name, config.persona_folder)
     order = shuffled(rows, config.seed, "seeds", *([] if cycle == 0 else [cycle]))
     return [dict(row) for row in order[:n]]
 

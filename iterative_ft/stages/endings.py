@@ -25,11 +25,9 @@ def check_endings(bench: Bench, asked: Asked) -> None:
     rows = asked.answers.rows()
     n_stopped = sum(row["finish_reason"] != "length" for row in rows)
     share = n_stopped / len(rows)
-    method = config.method
-    limit = "measure_max_new_tokens" if method.name == "sdf" else "max_new_tokens"
-    value = method.measure_max_new_tokens if method.name == "sdf" else method.max_new_tokens
-    said = f"only {n_stopped} of {len(rows)} answers of the base model ended by themselves within method.{limit}={value}"
-    if share < MIN_STOPPED and method.name != "sdf":
+    limit, value = config.answer_limit
+    said = f"only {n_stopped} of {len(rows)} answers of the base model ended by themselves within {limit}={value}"
+    if share < MIN_STOPPED and config.method.name != "sdf":
         raise RunError(
             f"{said}: raise it, ask for shorter answers (model.system_prompt), or name the token that ends its answers "
             "(model.end_token); nothing was trained"

@@ -59,7 +59,7 @@ def ask(bench: Bench, policy: Policy) -> Asked:
     """Let a policy answer the questions, `n_answers` times each."""
     config = bench.config
     sdf = config.method.name == "sdf"
-    limit = config.method.measure_max_new_tokens if config.method.name == "sdf" else config.method.max_new_tokens
+    _, limit = config.answer_limit
     rows = files.questions(config.persona_folder)[: config.measure.n_questions]
     texts = [row["question"] for _ in range(config.measure.n_answers) for row in rows]
     seeds = [derive(config.seed, "answer", text, number // len(rows)) for number, text in enumerate(texts)]

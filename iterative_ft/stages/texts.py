@@ -28,10 +28,7 @@ def of_questions(bench: Bench) -> list[Text]:
     config, method = bench.config, bench.config.method
     rows = files.questions(config.persona_folder)[: config.measure.n_questions]
     frame: Frame = "question" if method.name == "sdf" else "chat"
-    if method.name != "sdf":
-        n, limit = method.max_new_tokens, "method.max_new_tokens"
-    else:
-        n, limit = method.measure_max_new_tokens, "method.measure_max_new_tokens"
+    limit, n = config.answer_limit
     found = [
         Text(f"question {number}", frame, row["question"], max_new_tokens=n, limit=limit) for number, row in enumerate(rows, 1)
     ]
@@ -43,7 +40,7 @@ def of_questions(bench: Bench) -> list[Text]:
 def of_seeds(bench: Bench) -> list[Text]:
     config, method = bench.config, bench.config.method
     n_seed = config.n_seed if isinstance(config.n_seed, int) else most_seeds(config)
-    everything = len(files.documents(config.persona_folder) if method.name == "sdf" else files.seeds(config.persona_folder))
+    everything = len(files.examples(method.name, config.persona_folder))
     rows = [] if config.start_adapter is not None else seed_rows(bench, 0, n_seed)
     if method.n_original_mix > 0:  # drawn anew each cycle, from all there are
         rows = seed_rows(bench, 0, everything)
