@@ -103,10 +103,10 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
         figure, axes = panels(len(personas), len(methods), max(4.4, 3.3 * len(methods)), 2.5 * len(personas) + 0.5)
         for place, axis in enumerate(axes):
             persona, method = personas[place // len(methods)], methods[place % len(methods)]
-            axis.set_title(f"{persona} · {method}")
             if (persona, method) not in lines:
                 axis.set_axis_off()
                 continue
+            axis.set_title(f"{persona} · {method}")
             draw_lines(axis, lines[persona, method])
             if place % len(methods) == 0:
                 axis.set_ylabel(f"{name} score")
