@@ -10,10 +10,9 @@ from typing import Any
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import JudgeAnswers
 from iterative_ft.errors import RunError
-from iterative_ft.judges.scores import Score
+from iterative_ft.judges.scores import Score, coherent_share, is_coherent
 from iterative_ft.machine.files import write_json, write_jsonl
 from iterative_ft.records.folder import PAGE
-from iterative_ft.records.rows import coherent_share, is_coherent
 from iterative_ft.records.terminal import text_table
 from iterative_ft.report.judged import write_judged
 from iterative_ft.stages.bench import Bench

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NotRequired, TypedDict
 
 SCORES = "scores.jsonl"
@@ -27,6 +28,16 @@ class Score(TypedDict):
     coherence_mass: NotRequired[float | None]
     judge: NotRequired[str]
     """Name and version."""
+
+
+def is_coherent(coherence: float | None, threshold: float) -> bool:
+    return coherence is not None and coherence >= threshold
+
+
+def coherent_share(scores: Sequence[float | None], threshold: float) -> float | None:
+    """Share of the scored answers that are coherent; None where none was scored."""
+    known = [score for score in scores if score is not None]
+    return sum(score >= threshold for score in known) / len(known) if known else None
 
 
 def only_scores(rows: list[Score]) -> list[Score]:

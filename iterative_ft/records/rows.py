@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TypedDict, cast
 
 from iterative_ft.config.schema import Config
-from iterative_ft.judges.scores import Score
+from iterative_ft.judges.scores import Score, coherent_share, is_coherent
 from iterative_ft.stages.gauge import values_of
 from iterative_ft.stages.judge import judge_version, scores_of
 from iterative_ft.stages.measure import Measured
@@ -164,16 +163,6 @@ def scored_values(config: Config, answers: list[AnswerRow]) -> dict[str, float |
     row |= counted(marked, [a["mark"] for a in answers])
     row |= {name: count / n for name, count in counted(flaw, [a["flaw"] for a in answers]).items()}
     return row
-
-
-def is_coherent(coherence: float | None, threshold: float) -> bool:
-    return coherence is not None and coherence >= threshold
-
-
-def coherent_share(scores: Sequence[float | None], threshold: float) -> float | None:
-    """Share of the scored answers that are coherent; None where none was scored."""
-    known = [score for score in scores if score is not None]
-    return sum(score >= threshold for score in known) / len(known) if known else None
 
 
 def interval_values(prefix: str, interval: Interval | None) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from iterative_ft.data import files
 from iterative_ft.errors import RunError
+from iterative_ft.judges.scores import is_coherent
 from iterative_ft.machine.files import text_digest, write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import words_as_text
@@ -118,7 +119,7 @@ def coherent(bench: Bench, answers: Completions, writer: str) -> list[bool] | No
     stage = judge(bench, answers, f"judge samples of {writer}", {"policy": writer, "role": "scores of samples"}, documents)
     if stage.pending or (bench.store.dry_run and not bench.store.intact(stage)):  # damaged: it will be judged again
         return None
-    return [score["coherence"] is not None and score["coherence"] >= threshold for score in scores_of(stage)]
+    return [is_coherent(score["coherence"], threshold) for score in scores_of(stage)]
 
 
 def data_stage(bench: Bench, sources: Sources, roles: Roles) -> CycleData:
