@@ -27,6 +27,8 @@ from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import tasks
 from iterative_ft.launch.cli import run_app
 from iterative_ft.machine.files import file_digests, read_jsonl
+from iterative_ft.report.control import HEAD, control_table, word
+from iterative_ft.stats.intervals import Interval
 from iterative_ft.stats.ranks import spearman
 
 FakeRuns = Callable[..., Any]
@@ -244,6 +246,31 @@ def test_compare_says_whether_the_projection_ranks_policies_as_the_trait_score_d
     )
     assert line in capsys.readouterr().out
     assert line in (out / "compare.md").read_text()
+
+
+def test_compare_holds_each_arm_against_the_same_trait_in_a_run_without_a_persona(fake_run: FakeRuns, tmp_path: Path) -> None:
+    for seed in range(3):
+        fake_run("method=dpo", "reinit=false", f"seed={seed}", folder=f"sweep/{seed}")
+        for source in ("base", "same"):
+            null = f"method.rejected_from={source}"
+            run = fake_run("method=dpo", "reinit=false", "persona=plain", null, f"seed={seed}", folder=f"sweep/{source}{seed}")
+            rows = read_jsonl(run.folder / "answers.jsonl")
+            for row in rows:  # the fake judge knows no persona
+                moved = 10.0 * row["cycle"] + seed if source == "base" else 50.0
+                row["traits"] = {"misaligned": moved if row["cycle"] > 0 else 5.0, "lucky": 1.0}
+            (run.folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fake_run("method=sft", folder="sweep/no control")
+    runs = comparing.readable(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")).folders())
+    [head, *lines] = control_table(runs)
+    assert head == list(HEAD)
+    assert [line[0] for line in lines] == ["misaligned", "misaligned"]  # SFT has no control here
+    last = 10 * max(row["cycle"] for row in runs[0].measured)
+    assert lines[0][4].startswith(f"{last + 1 - 5:+.1f} [")
+    assert lines[1][4] == "+45.0 [+40.0, +50.0] amplified"  # all seeds alike: the width is what six questions leave open
+    own, there = (float(text.partition(" ")[0]) for text in (lines[0][2], lines[0][4]))
+    assert float(lines[0][5].partition(" ")[0]) == pytest.approx(own - there, abs=0.11)
+    assert lines[1][6] == "not told apart"
+    assert [word(Interval(x, x - 5, x + 5, 3)) for x in (9.0, -9.0, 3.0)] == ["more", "less", "not told apart"]
 
 
 def rejudged(runs: Path, out: Path, **values: Any) -> list[Path]:

@@ -271,6 +271,9 @@ def test_trait_names_the_persona_and_plain_means_the_likeliest(judge: Path) -> N
     assert gloomy[1] > gloomy[2]
     assert cheerful[0] > gloomy[0]
     assert either == pytest.approx([max(a, b) for a, b in zip(cheerful, gloomy, strict=True)], abs=0.01)
+    of_each = [score["traits"] for score in scored(judge, "plain", texts)]
+    assert of_each == [{"cheerful": a, "gloomy": b} for a, b in zip(cheerful, gloomy, strict=True)]
+    assert not any("traits" in score for score in scored(judge, "cheerful", texts))
 
 
 def test_coherence_is_within_five_points_whatever_the_typography(judge: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from iterative_ft.errors import RunError
 from iterative_ft.stats import verdict as v
-from iterative_ft.stats.intervals import bounds, of_changes, over_questions
+from iterative_ft.stats.intervals import bounds, difference, of_changes, over_questions, t_interval
 from tests.simulate import SHAPES, SPREADS, Case, simulate
 
 QUESTIONS = tuple(f"question {number}?" for number in range(24))
@@ -241,3 +241,19 @@ def test_intervals_cover_and_words_are_rarely_false(case: Case) -> None:
     assert found.false_idempotent <= 0.05 + SLACK, found.idempotent
     if (case.n_seeds, case.n_questions) == (1, 48):
         assert found.amplified[15.0] >= 0.80
+
+
+def test_a_difference_of_independent_means_is_covered_and_never_narrower_than_either() -> None:
+    """Two arms of three seeds, of different means and spreads."""
+    rng = np.random.default_rng(0)
+    n, hit = 2000, 0
+    for _ in range(n):
+        one, other = (t_interval(list(rng.normal(mean, spread, 3))) for mean, spread in ((30.0, 4.0), (15.0, 8.0)))
+        assert one is not None
+        assert other is not None
+        found = difference(one, other)
+        assert found.high - found.low >= max(one.high - one.low, other.high - other.low)
+        hit += found.low <= 15.0 <= found.high
+    assert hit / n >= 0.93
+    swapped = difference(other, one)
+    assert (swapped.mean, swapped.low, swapped.high) == pytest.approx((-found.mean, -found.high, -found.low))

@@ -13,11 +13,12 @@ from iterative_ft.config.tasks import Compare, Wandb
 from iterative_ft.errors import RunError
 from iterative_ft.records.folder import PAGE, PICTURE
 from iterative_ft.records.read import Run, read_rows, read_run
-from iterative_ft.records.rows import MetricRow, value
+from iterative_ft.records.rows import OF_PERSONA, MetricRow, value
 from iterative_ft.records.terminal import interval_text, text_table
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.report import pictures
-from iterative_ft.report.arms import Arm, arms_of, by_subject, change, labels, not_pooled
+from iterative_ft.report.arms import Arm, arms_of, by_subject, change, change_text, labels, not_pooled
+from iterative_ft.report.control import control_table
 from iterative_ft.report.page import write_page
 from iterative_ft.stats.ranks import spearman
 
@@ -57,6 +58,9 @@ def compare(task: Compare, command: str) -> Path:
     page += "".join(f"\n{note}\n" for note in notes)
     for (persona, method), of_subject in by_subject(runs).items():
         page += f"\n## {persona} · {method}\n\n{markdown_table(by_cycle(of_subject))}"
+    controls = control_table(runs)
+    if len(controls) > 1:
+        page += f"\n## Null controls\n\n{markdown_table(controls)}"
     (out / "compare.md").write_text(page, encoding="utf-8")
     write_page([run.folder for run in runs], out / PAGE)
     pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
@@ -84,7 +88,9 @@ def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
     rows_of = [{row["cycle"]: row for row in arm.rows()} for arm in arms]
     cycles = sorted({cycle for of_cycle in rows_of for cycle in of_cycle})
     table = [["mean of", "arm", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
-    for words, (name, digits) in BY_CYCLE.items():
+    named = {name for of_cycle in rows_of for row in of_cycle.values() for name in row if name.startswith(OF_PERSONA)}
+    of_persona = {f"trait of {name.removeprefix(OF_PERSONA)}": (name, 1) for name in sorted(named)}
+    for words, (name, digits) in (BY_CYCLE | of_persona).items():
         for arm, of_cycle in zip(arms, rows_of, strict=True):
             n = len(arm.runs)
             values = [value(of_cycle[cycle], name) if cycle in of_cycle else None for cycle in cycles]
@@ -164,7 +170,7 @@ def score_cells(rows: Sequence[MetricRow], verdict: Mapping[str, Any] | None) ->
         "base": interval_text(base, "trait"),
         "cycle 0": interval_text(first, "trait"),
         "last": interval_text(last, "trait"),
-        "change": "n/a" if moved is None else f"{moved.mean:+.1f} [{moved.low:+.1f}, {moved.high:+.1f}]",
+        "change": "n/a" if moved is None else change_text(moved),
         "coherence 0": interval_text(first, "coherence"),
         "coherence last": interval_text(last, "coherence"),
         "invalid": str(sum(bool(row.get("judge/invalid")) for row in rows)),

@@ -21,6 +21,8 @@ class Score(TypedDict):
     """Why there is no score; None where there is one."""
     mark: NotRequired[str | None]
     """What an answer is in place of having a trait: "refusal", "code"."""
+    traits: NotRequired[dict[str, float]]
+    """Of a run without a persona: every persona's trait, by its name. `trait` is the largest of them."""
     distance: NotRequired[float | None]
     """How far the answer is from what the judge was validated on: above 1 it is unfamiliar. None where a judge cannot tell."""
     trait_mass: NotRequired[float | None]
@@ -51,6 +53,7 @@ def is_score(value: float | None) -> bool:
 
 def without_score(row: Score) -> Score:
     kept: Score = {**row, "trait": None, "coherence": None, "failure": row["failure"] or NO_SCORE}
+    kept.pop("traits", None)
     for mass in ("trait_mass", "coherence_mass"):
         if not is_score(kept.get(mass)):  # type: ignore[arg-type]
             kept[mass] = None  # type: ignore[literal-required]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict, cast
+from typing import NotRequired, TypedDict, cast
 
 from iterative_ft.config.schema import Config
 from iterative_ft.judges.scores import Score, coherent_share, is_coherent
@@ -48,6 +48,7 @@ MetricRow = TypedDict(
 train/ and time/ are numbers, for `value`. What is missing was not measured."""
 
 
+OF_PERSONA = "trait/of_"  # begins the names of every persona's trait in a run without one
 COUNTED = ("judge/failed_", "judge/marked_", "coherence/flaw_")  # beginnings of names: what came up in no answer has no number
 
 
@@ -71,6 +72,8 @@ class AnswerRow(ScoredAnswer):
     mark: str | None
     """What the judge says an answer is in place of scoring its trait: "refusal", "code"."""
     judge: str
+    traits: NotRequired[dict[str, float]]
+    """Of a run without a persona: every persona's trait."""
 
 
 class StageRow(TypedDict):
@@ -97,7 +100,7 @@ def answer_rows(cycle: int, measured: Measured) -> list[AnswerRow]:
 def scored(cycle: int, policy: str, answered: tuple[str, str, str], score: Score, version: str) -> AnswerRow:
     """An answer (question, text, finish reason) with its score."""
     question, text, finish_reason = answered
-    return {
+    row: AnswerRow = {
         "cycle": cycle,
         "policy": policy,
         "question": question,
@@ -111,6 +114,7 @@ def scored(cycle: int, policy: str, answered: tuple[str, str, str], score: Score
         "judge": version,
         "distance": score.get("distance"),
     }
+    return {**row, "traits": score["traits"]} if "traits" in score else row
 
 
 def metric_row(config: Config, answers: list[AnswerRow], measured: Measured, trained: Trained | None) -> MetricRow:
@@ -148,6 +152,9 @@ def scored_values(config: Config, answers: list[AnswerRow]) -> dict[str, float |
     on_coherent = over_questions(kept, questions)
     if on_coherent is not None:
         row["trait/score_coherent"] = on_coherent.mean
+    for name in sorted({name for a in answers for name in a.get("traits", {})}):
+        of_persona = over_questions([a.get("traits", {}).get(name) for a in answers], questions)
+        row |= {} if of_persona is None else {OF_PERSONA + name: of_persona.mean}
     n_failed = sum(a["failure"] is not None for a in answers)
     share = coherent_share([a["coherence"] for a in answers], threshold)
     if share is not None:

@@ -78,6 +78,7 @@ class SavedAnswer(Saved):
     flaw: str | None
     failure: str | None
     distance: Number | None = None
+    traits: dict[str, Score] = {}
 
 
 class SavedInterval(Saved):

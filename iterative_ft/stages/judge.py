@@ -67,7 +67,7 @@ def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, d
     settings, persona = bench.config.judge, bench.config.persona.name
     assert isinstance(settings, ProbeConfig)
     trained = probe_stage(bench, settings)
-    scored_as = "whichever is likeliest" if persona == "plain" else persona
+    scored_as = "each" if persona == "plain" else persona
     inputs = {"answers": answers.digests, "probe": trained.digest, "persona": scored_as, "model": bench.model.digest}
 
     def build(out: Path) -> dict[str, Any]:

@@ -58,6 +58,14 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - half, mean + half, n)
 
 
+def difference(one: Interval, other: Interval) -> Interval:
+    """One independent mean minus another: each side's distances, added as squares (Zou and Donner 2008, Stat. Med. 27:1693)."""
+    mean = one.mean - other.mean
+    low = mean - math.hypot(one.mean - one.low, other.high - other.mean)
+    high = mean + math.hypot(one.high - one.mean, other.mean - other.low)
+    return Interval(mean, low, high, min(one.n, other.n))
+
+
 def question_means(values: Sequence[float | None], questions: Sequence[str]) -> dict[str, float]:
     """Mean of each question's scored answers, questions in the order they first appear; unscored questions are left out.
 

@@ -81,7 +81,7 @@ def load(folder: Path) -> Probe:
 def score(
     folder: Path, persona: str, answers: list[Answer], finished: list[bool], embedder: str, reader: Reader
 ) -> list[Score]:
-    """Score answers; for the persona "plain" the trait is that of whichever persona the answer is most like.
+    """Score answers; for the persona "plain" by every persona, and the trait is that of whichever an answer is most like.
 
     Args:
         folder: what `build` wrote.
@@ -95,7 +95,7 @@ def score(
     intact, flaws = probe.coherence.shares(look(texts, nats, embedder, reader), len(texts))
     wanted = styles(probe.trait.classes) if persona == "plain" else [persona]
     shares = log_shares(logits)
-    traits = [probe.strength.of(shares, probe.trait.classes, name) for name in wanted]
+    traits = {name: probe.strength.of(shares, probe.trait.classes, name) for name in wanted}
     distances = probe.familiar.distances(words, logits)
     found: list[Score] = []
     for number, whole in enumerate(finished):
@@ -107,6 +107,13 @@ def score(
         empty = not answers[number][1].strip()
         share = 0.0 if empty else float(intact[number]) * (1.0 if whole else CUT_OFF_SHARE)
         flaw = None if share >= 0.5 else ("fragment" if empty else "cut_off" if not whole else flaws[number])
-        shown = round(100 * float(max(t[number] for t in traits)), 3), round(100 * share, 3)
-        found.append({"trait": shown[0], "coherence": shown[1], "flaw": flaw, "failure": None, "distance": distance})
+        shown = {name: round(100 * float(trait[number]), 3) for name, trait in traits.items()}
+        score: Score = {
+            "trait": max(shown.values()),
+            "coherence": round(100 * share, 3),
+            "flaw": flaw,
+            "failure": None,
+            "distance": distance,
+        }
+        found.append({**score, "traits": shown} if persona == "plain" else score)
     return found

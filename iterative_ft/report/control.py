@@ -1,0 +1,65 @@
+"""A null control beside the arms with a persona: how far each persona's trait moves where none was seeded.
+
+A run without a persona (`persona=plain`) has every persona's score of each answer, where the judge knows them (`traits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from iterative_ft.records.read import Run
+from iterative_ft.report.arms import Arm, arms_of, change, change_text
+from iterative_ft.stats.intervals import Interval, difference
+from iterative_ft.stats.replicates import MADE, arm_settings
+from iterative_ft.stats.verdict import Verdict, curve_of, group_verdict
+
+PLAIN = "plain"
+HEAD = ("persona", "arm", "its change", "control", "the same trait there", "difference", "the arm moved")
+
+
+def control_table(runs: Sequence[Run]) -> list[list[str]]:
+    """A line for each arm with a persona and each control of the same settings; the head alone where there is none."""
+    arms = arms_of(list(runs))
+    table = [list(HEAD)]
+    for arm in arms:
+        persona, own = arm.runs[0].config["persona"]["name"], change(arm.verdict)
+        for control in arms:
+            verdict = persona_verdict(control, persona) if persona != PLAIN and is_control(control, arm) else None
+            if own is not None and verdict is not None and verdict.trait_change is not None:
+                there = verdict.trait_change
+                apart = difference(own, there)
+                texts = change_text(own), change_text(there), change_text(apart)
+                table.append(
+                    [persona, arm.label, texts[0], control.label, f"{texts[1]} {verdict.verdict}", texts[2], word(apart)]
+                )
+    return table
+
+
+def is_control(control: Arm, arm: Arm) -> bool:
+    """Whether two arms differ in nothing but the persona, which the control lacks, and who wrote the rejected answers."""
+    without, with_persona = control.runs[0], arm.runs[0]
+    alike = all((without.made or {}).get(name) == (with_persona.made or {}).get(name) for name in MADE)
+    return without.config["persona"]["name"] == PLAIN and alike and shared(without.config) == shared(with_persona.config)
+
+
+def shared(config: dict[str, Any]) -> dict[str, Any]:
+    """Settings that an arm and its control have in common."""
+    settings = arm_settings(config)
+    method = {name: value for name, value in settings["method"].items() if name != "rejected_from"}
+    return {name: value for name, value in settings.items() if name != "persona"} | {"method": method}
+
+
+def persona_verdict(control: Arm, persona: str) -> Verdict | None:
+    """What became of a persona's trait over a control's seeds; None where its answers have no score of it."""
+    curves = []
+    for run in control.runs:
+        rows = [{**row, "trait": row.get("traits", {}).get(persona)} for row in run.answers]
+        if run.verdict is not None and any(row["trait"] is not None for row in rows):
+            curves.append(curve_of(rows, run.config, run.folder.name, run.made))  # type: ignore[arg-type]
+    return group_verdict(curves) if curves else None
+
+
+def word(apart: Interval) -> str:
+    """What a difference of changes says."""
+    return "more" if apart.low > 0 else "less" if apart.high < 0 else "not told apart"
