@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ def test_numbers_with_intervals_that_are_told_come_out_of_the_command(file: str)
     told = set(NUMBER.findall(study_of((ROOT / file).read_text())))
     assert told
     assert told <= set(NUMBER.findall((RESULTS / "compare.md").read_text()))
+
+
+def test_the_counts_of_runs_that_are_told_are_those_that_are_kept() -> None:
+    tags = Counter(read_run(folder).config["wandb"]["tags"][0] for folder in RUNS)
+    kept = {"DPO": tags["claims_dpo"], "SFT": tags["claims_sft"], "SDF": tags["claims_sdf"], "all": tags.total()}
+    kept |= {"amounts of data": tags["claims_quantity"], "null controls": tags["claims_null"]}
+    table = (ROOT / "docs" / "results.md").read_text().split("\n## Counts\n")[1].strip().split("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    assert {re.split("[:,]", row[0])[0]: int(row[2].split(",")[0]) for row in rows} == kept
+    assert sum(int(row[1]) for row in rows[:-1]) == int(rows[-1][1])
 
 
 def study_of(text: str) -> str:
