@@ -15,7 +15,7 @@ from iterative_ft.machine.device import resolve_device
 from iterative_ft.machine.files import file_digests, file_sha256
 from iterative_ft.machine.libraries import EMBEDDED, embedded_file
 from iterative_ft.machine.process import run_isolated
-from iterative_ft.models.base import identity, location, prepare
+from iterative_ft.models.base import header_read_once, identity, location, prepare
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling.canary import half_square
 from iterative_ft.stages.bench import Bench
@@ -204,3 +204,20 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert resolve_device("auto") == "cpu"
     assert resolve_device("cpu") == "cpu"
+
+
+def test_a_gguf_header_is_read_once_and_gguf_is_left_as_it_was(tmp_path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "tiny.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    with header_read_once():
+        assert gguf.GGUFReader(str(tmp_path / "tiny.gguf")) is gguf.GGUFReader(str(tmp_path / "tiny.gguf"))
+        maps = [gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, n) for n in (2, 2, 3)]
+        assert maps[0] is maps[1]
+        assert maps[0] is not maps[2]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before

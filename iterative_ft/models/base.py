@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +101,14 @@ def dequantise(gguf: Path, out: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     quiet_transformers()
-    model = AutoModelForCausalLM.from_pretrained(
-        str(gguf.parent),
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=getattr(torch, EMBEDDED_DTYPE),
-    )
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    with header_read_once():
+        model = AutoModelForCausalLM.from_pretrained(
+            str(gguf.parent),
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=getattr(torch, EMBEDDED_DTYPE),
+        )
+        tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     # The file pads with the end token, and then a model may never learn to stop.
     tokenizer.pad_token = EMBEDDED_PAD
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -112,6 +116,25 @@ def dequantise(gguf: Path, out: Path) -> dict[str, Any]:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return {"source": gguf.name, "n_parameters": sum(p.numel() for p in model.parameters())}
+
+
+@contextmanager
+def header_read_once() -> Iterator[None]:
+    """Within it a GGUF file's header, every token of it one by one, is read once, and gguf's map of tensor names made once.
+
+    transformers reads the one three times and makes the other for each module, which together is most of its time.
+    """
+    import gguf
+
+    parts = ("GGUFReader", "get_tensor_name_map")
+    kept = {name: getattr(gguf, name) for name in parts}
+    try:
+        for name in parts:
+            setattr(gguf, name, cache(kept[name]))
+        yield
+    finally:
+        for name in parts:
+            setattr(gguf, name, kept[name])
 
 
 def location(path: str, stage_path: Path, info: dict[str, Any], trust_remote_code: bool = False) -> Path:
