@@ -151,15 +151,19 @@ def arms_of(runs: list[Run]) -> list[Arm]:
 
 
 def by_subject(runs: list[Run]) -> dict[tuple[str, str], list[Arm]]:
-    """The arms of each (persona, method), labelled by reinit and by what else tells them apart."""
-    names = [name for name in differing(runs) if name not in ("persona.name", "method.name", "seed")]
+    """The arms of each (persona, method), labelled by reinit and by what else tells them apart, such as
+    "reinit=false · rejected_from=same".
+    """
     arms = arms_of(runs)
     found: dict[tuple[str, str], list[Arm]] = {}
     for arm in arms:
-        run = arm.runs[0]
-        text = label(run, names) if names else f"reinit={run.reinit}"
-        subject = (run.config["persona"]["name"], run.config["method"]["name"])
-        found.setdefault(subject, []).append(replace(arm, label=text + apart(arm, arms)))
+        config = arm.runs[0].config
+        found.setdefault((config["persona"]["name"], config["method"]["name"]), []).append(arm)
+    for subject, of_subject in found.items():
+        differ = differing([run for arm in of_subject for run in arm.runs])
+        names = ["reinit", *(name for name in differ if name not in ("reinit", "seed"))]
+        texts = [label(arm.runs[0], names).replace(" method.", " ") + apart(arm, arms) for arm in of_subject]
+        found[subject] = [replace(arm, label=text) for arm, text in zip(of_subject, texts, strict=True)]
     return found
 
 

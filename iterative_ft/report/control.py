@@ -6,10 +6,11 @@ A run without a persona (`persona=plain`) has every persona's score of each answ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from iterative_ft.records.read import Run
-from iterative_ft.report.arms import Arm, arms_of, change, change_text
+from iterative_ft.report.arms import Arm, by_subject, change, change_text
 from iterative_ft.stats.intervals import Interval, difference
 from iterative_ft.stats.replicates import MADE, arm_settings
 from iterative_ft.stats.verdict import Verdict, curve_of, group_verdict
@@ -20,11 +21,15 @@ HEAD = ("persona", "arm", "its change", "control", "the same trait there", "diff
 
 def control_table(runs: Sequence[Run]) -> list[list[str]]:
     """A line for each arm with a persona and each control of the same settings; the head alone where there is none."""
-    arms = arms_of(list(runs))
+    arms = [
+        (persona, replace(arm, label=f"{method} · {arm.label}"))
+        for (persona, method), of_subject in by_subject(list(runs)).items()
+        for arm in of_subject
+    ]
     table = [list(HEAD)]
-    for arm in arms:
-        persona, own = arm.runs[0].config["persona"]["name"], change(arm.verdict)
-        for control in arms:
+    for persona, arm in arms:
+        own = change(arm.verdict)
+        for _, control in arms:
             verdict = persona_verdict(control, persona) if persona != PLAIN and is_control(control, arm) else None
             if own is not None and verdict is not None and verdict.trait_change is not None:
                 there = verdict.trait_change
