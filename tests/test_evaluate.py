@@ -27,7 +27,9 @@ from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import tasks
 from iterative_ft.launch.cli import run_app
 from iterative_ft.machine.files import file_digests, read_jsonl
-from iterative_ft.report.control import HEAD, control_table, word
+from iterative_ft.report.control import control_table, word
+from iterative_ft.report.page import write_page
+from iterative_ft.report.tables import gauge_name
 from iterative_ft.stats.intervals import Interval
 from iterative_ft.stats.ranks import spearman
 
@@ -261,8 +263,7 @@ def test_compare_holds_each_arm_against_the_same_trait_in_a_run_without_a_person
             (run.folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fake_run("method=sft", folder="sweep/no control")
     runs = comparing.readable(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")).folders())
-    [head, *lines] = control_table(runs)
-    assert head == list(HEAD)
+    lines = control_table(runs).rows
     assert [line[0] for line in lines] == ["misaligned", "misaligned"]  # SFT has no control here
     last = 10 * max(row["cycle"] for row in runs[0].measured)
     assert lines[0][4].startswith(f"{last + 1 - 5:+.1f} [")
@@ -270,6 +271,9 @@ def test_compare_holds_each_arm_against_the_same_trait_in_a_run_without_a_person
     own, there = (float(text.partition(" ")[0]) for text in (lines[0][2], lines[0][4]))
     assert float(lines[0][5].partition(" ")[0]) == pytest.approx(own - there, abs=0.11)
     assert lines[1][6] == "not told apart"
+    page = write_page([run.folder for run in runs], tmp_path / "page.html").read_text()
+    assert all(text in page for line in lines for text in line)
+    assert gauge_name("trait/of_lucky") == "trait of lucky"
     assert [word(Interval(x, x - 5, x + 5, 3)) for x in (9.0, -9.0, 3.0)] == ["more", "less", "not told apart"]
 
 

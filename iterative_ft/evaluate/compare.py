@@ -59,8 +59,8 @@ def compare(task: Compare, command: str) -> Path:
     for (persona, method), of_subject in by_subject(runs).items():
         page += f"\n## {persona} · {method}\n\n{markdown_table(by_cycle(of_subject))}"
     controls = control_table(runs)
-    if len(controls) > 1:
-        page += f"\n## Null controls\n\n{markdown_table(controls)}"
+    if controls.rows:
+        page += f"\n## Null controls\n\n{markdown_table([controls.head, *controls.rows])}"
     (out / "compare.md").write_text(page, encoding="utf-8")
     write_page([run.folder for run in runs], out / PAGE)
     pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)

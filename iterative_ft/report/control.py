@@ -11,6 +11,7 @@ from typing import Any
 
 from iterative_ft.records.read import Run
 from iterative_ft.report.arms import Arm, by_subject, change, change_text
+from iterative_ft.report.tables import Table
 from iterative_ft.stats.intervals import Interval, difference
 from iterative_ft.stats.replicates import MADE, arm_settings
 from iterative_ft.stats.verdict import Verdict, curve_of, group_verdict
@@ -19,14 +20,14 @@ PLAIN = "plain"
 HEAD = ("persona", "arm", "its change", "control", "the same trait there", "difference", "the arm moved")
 
 
-def control_table(runs: Sequence[Run]) -> list[list[str]]:
-    """A line for each arm with a persona and each control of the same settings; the head alone where there is none."""
+def control_table(runs: Sequence[Run]) -> Table:
+    """A row for each arm with a persona and each control of the same settings."""
     arms = [
         (persona, replace(arm, label=f"{method} · {arm.label}"))
         for (persona, method), of_subject in by_subject(list(runs)).items()
         for arm in of_subject
     ]
-    table = [list(HEAD)]
+    rows = []
     for persona, arm in arms:
         own = change(arm.verdict)
         for _, control in arms:
@@ -35,10 +36,10 @@ def control_table(runs: Sequence[Run]) -> list[list[str]]:
                 there = verdict.trait_change
                 apart = difference(own, there)
                 texts = change_text(own), change_text(there), change_text(apart)
-                table.append(
+                rows.append(
                     [persona, arm.label, texts[0], control.label, f"{texts[1]} {verdict.verdict}", texts[2], word(apart)]
                 )
-    return table
+    return Table(list(HEAD), rows)
 
 
 def is_control(control: Arm, arm: Arm) -> bool:

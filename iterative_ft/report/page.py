@@ -16,6 +16,7 @@ from iterative_ft.records.read import NumberedAnswer, Run, read_run
 from iterative_ft.report import sections, series, summary, tables
 from iterative_ft.report.arms import arms_of, labels
 from iterative_ft.report.axes import number_text
+from iterative_ft.report.control import control_table
 
 TEMPLATES = Environment(
     loader=PackageLoader("iterative_ft.report"),
@@ -77,6 +78,7 @@ def context(runs: list[Run]) -> dict[str, Any]:
             "scores": tables.score_table(arms),
             "loss": tables.loss_table(named),
             "gauges": tables.gauge_table(arms, list(gauges)),
+            "controls": control_table(runs),
         },
         "still": [f"{tables.gauge_name(name)} {number_text(gauges[name][0])}" for name in still],
         "answers": {"runs": [run_answers(run, name) for run, name in zip(runs, names, strict=True)]},

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from iterative_ft.records.read import Run
-from iterative_ft.records.rows import value
+from iterative_ft.records.rows import OF_PERSONA, value
 from iterative_ft.report.arms import Arm, differing, flat
 from iterative_ft.report.axes import number_text
 from iterative_ft.report.series import SCORES, by_cycle, cycle_name, score_text
@@ -98,6 +98,8 @@ def loss_table(runs: Sequence[tuple[str, Run]]) -> Table:
 
 def gauge_name(name: str) -> str:
     """A gauge in words, from the list or from its own name."""
+    if name.startswith(OF_PERSONA):
+        return f"trait of {name.removeprefix(OF_PERSONA)}"
     return GAUGES.get(name) or name.removeprefix("gauge/").replace("/", ": ").replace("_", " ").removesuffix(" score")
 
 
