@@ -207,6 +207,7 @@ def middle_states(net: Any, ids: Any, stop: bool) -> tuple[list[Any], Any]:
     return kept, logits
 
 
+@lru_cache(maxsize=2)  # a tokenizer takes longer to load than a few answers to read
 def plain_text(model: str, trust_remote_code: bool) -> PlainText:
     from transformers import AutoTokenizer
 

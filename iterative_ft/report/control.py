@@ -23,7 +23,7 @@ HEAD = ("persona", "arm", "its change", "control", "the same trait there", "diff
 def control_table(runs: Sequence[Run]) -> Table:
     """A row for each arm with a persona and each control of the same settings."""
     arms = [
-        (persona, replace(arm, label=f"{method} · {arm.label}"))
+        (persona, replace(arm, label=f"{method} · {arm.label} ({len(arm.runs)} seed{'s' * (len(arm.runs) > 1)})"))
         for (persona, method), of_subject in by_subject(list(runs)).items()
         for arm in of_subject
     ]
