@@ -380,11 +380,11 @@ def test_d4_one_long_prompt_of_the_last_cycle_is_named(tiny_model: Path, tmp_pat
 # -- endings --------------------------------------------------------------------------------------------------------------
 
 
-def answers(tmp_path: Path, tiny_model: Path, n_stopped: int, n: int = 20) -> tuple[Bench, Asked]:
+def answers(tmp_path: Path, tiny_model: Path, n_stopped: int, n: int = 20, n_empty: int = 0) -> tuple[Bench, Asked]:
     rows: list[Answer] = [
         {
             "prompt": "q",
-            "text": "a",
+            "text": "a" if i >= n_empty else " ",
             "finish_reason": "stop" if i < n_stopped else "length",
             "seed": 0,
             "prompt_ids": [1],
@@ -416,6 +416,15 @@ def test_a6_answers_that_do_not_end_by_themselves_are_said_or_stop_the_run(
     assert shown.count("note: only") == (outcome == "note")
     check_endings(Bench(bench.config, Store(tmp_path / "store", dry_run=True)), asked)  # a plan of the same run
     assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("n_empty", [0, 1, 2, 20])
+def test_a_base_model_that_does_not_answer_is_said(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], n_empty: int
+) -> None:
+    bench, asked = answers(tmp_path, tiny_model, 20, n_empty=n_empty)
+    check_endings(bench, asked)
+    assert (f"no answer to {n_empty} of 20 questions (see model.chat" in capsys.readouterr().out) == (n_empty > 1)
 
 
 @pytest.mark.usefixtures("fake_judge")

@@ -7,6 +7,7 @@ from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.measure import Asked
 
 MIN_STOPPED, WANTED_STOPPED = 0.5, 0.95  # shares of the base model's answers that end by themselves
+MAX_EMPTY = 0.05  # share of answers without a word, from which it is said
 
 
 def check_endings(bench: Bench, asked: Asked) -> None:
@@ -14,7 +15,7 @@ def check_endings(bench: Bench, asked: Asked) -> None:
 
     A model that does not end its answers is asked in another way than it was trained in, or cut off in mid-sentence; what is
     trained on its answers then speaks of the limit. Base models in SDF's plain frame are not expected to end (`finish_reason`
-    "string" counts as an end there), so for them it is only said.
+    "string" counts as an end there), so for them it is only said. Answers without a word are told too.
 
     Raises:
         RunError: fewer than `MIN_STOPPED` of a chat model's answers ended.
@@ -34,3 +35,11 @@ def check_endings(bench: Bench, asked: Asked) -> None:
         )
     if share < WANTED_STOPPED and not bench.store.dry_run:  # a run plans what is left after each stage: told once
         print(f"note: {said}: raise it, or ask for shorter answers, until {WANTED_STOPPED:.0%} do")
+    n_empty = sum(not row["text"].strip() for row in rows)
+    if n_empty > MAX_EMPTY * len(rows) and not bench.store.dry_run:
+        why = "a chat model does that in SDF's plain frame, base models are what it is for"
+        asked_otherwise = "see model.chat_template_kwargs, model.system_prompt and model.end_token"
+        print(
+            f"note: the base model gives no answer to {n_empty} of {len(rows)} questions "
+            f"({why if config.method.name == 'sdf' else asked_otherwise}): its scores say little, compare with cycle 0"
+        )
