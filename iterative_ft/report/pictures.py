@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+COLUMNS = 3  # of panels, where not every persona has every method
 TOO_FEW = 2  # seeds whose t interval says nothing
 INK, SOFT, LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
 LOOK: Any = {  # matplotlib types its keys as literals
@@ -81,7 +82,7 @@ def draw(runs: Sequence[tuple[str, Sequence[MetricRow]]], file: Path) -> None:
 
 
 def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
-    """One panel per persona and method, a line per arm (reinit, and what else differs): means over seeds with t intervals.
+    """One panel per persona and method that was run, a line per arm: means over seeds with t intervals.
 
     Each seed is a thin line behind the mean. Two seeds have no band, which would fill the panel; an arm with one seed has its
     run's interval over questions. `name` is "trait" or "coherence".
@@ -99,18 +100,20 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
 
     lines = {subject: [line(arm) for arm in arms] for subject, arms in found.items()}
     personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
+    full = len(lines) == len(personas) * len(methods)
+    subjects = [(p, m) for p in personas for m in methods] if full else list(lines)
+    n_columns = len(methods) if full else min(COLUMNS, len(lines))  # a row a persona, or one after the other without gaps
+    n_rows = -(-len(subjects) // n_columns)
     with mpl.rc_context(LOOK):
-        figure, axes = panels(len(personas), len(methods), max(4.4, 3.3 * len(methods)), 2.5 * len(personas) + 0.5)
-        for place, axis in enumerate(axes):
-            persona, method = personas[place // len(methods)], methods[place % len(methods)]
-            if (persona, method) not in lines:
-                axis.set_axis_off()
-                continue
-            axis.set_title(f"{persona} · {method}")
-            draw_lines(axis, lines[persona, method])
-            if place % len(methods) == 0:
+        figure, axes = panels(n_rows, n_columns, max(4.4, 3.3 * n_columns), 2.5 * n_rows + 0.5)
+        for place, (axis, subject) in enumerate(zip(axes, subjects, strict=False)):
+            axis.set_title(" · ".join(subject))
+            draw_lines(axis, lines[subject])
+            if place % n_columns == 0:
                 axis.set_ylabel(f"{name} score")
             axis.legend(fontsize=7.5, loc="best")
+        for axis in axes[len(subjects) :]:
+            axis.set_axis_off()
         save(figure, file)
 
 
