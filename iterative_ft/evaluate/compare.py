@@ -14,12 +14,13 @@ from iterative_ft.errors import RunError
 from iterative_ft.records.folder import PAGE, PICTURE
 from iterative_ft.records.read import Run, read_rows, read_run
 from iterative_ft.records.rows import OF_PERSONA, MetricRow, value
-from iterative_ft.records.terminal import interval_text, text_table
+from iterative_ft.records.terminal import change_text, interval_text, text_table
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.report import pictures
-from iterative_ft.report.arms import Arm, arms_of, by_subject, change, change_text, labels, not_pooled
+from iterative_ft.report.arms import Arm, arms_of, by_subject, change, labels, not_pooled
 from iterative_ft.report.control import control_table
-from iterative_ft.report.page import write_page
+from iterative_ft.report.page import write_page_of
+from iterative_ft.report.tables import gauge_name
 from iterative_ft.stats.ranks import spearman
 
 # Words -> name in a row, and digits shown.
@@ -62,7 +63,7 @@ def compare(task: Compare, command: str) -> Path:
     if controls.rows:
         page += f"\n## Null controls\n\n{markdown_table([controls.head, *controls.rows])}"
     (out / "compare.md").write_text(page, encoding="utf-8")
-    write_page([run.folder for run in runs], out / PAGE)
+    write_page_of(runs, out / PAGE)
     pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
     print(f"{command}\ntable   {out / 'compare.csv'}, {out / 'compare.md'}")
     print(f"picture {out / PICTURE}")
@@ -89,7 +90,7 @@ def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
     cycles = sorted({cycle for of_cycle in rows_of for cycle in of_cycle})
     table = [["mean of", "arm", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
     named = {name for of_cycle in rows_of for row in of_cycle.values() for name in row if name.startswith(OF_PERSONA)}
-    of_persona = {f"trait of {name.removeprefix(OF_PERSONA)}": (name, 1) for name in sorted(named)}
+    of_persona = {gauge_name(name): (name, 1) for name in sorted(named)}
     for words, (name, digits) in (BY_CYCLE | of_persona).items():
         for arm, of_cycle in zip(arms, rows_of, strict=True):
             n = len(arm.runs)
@@ -170,7 +171,7 @@ def score_cells(rows: Sequence[MetricRow], verdict: Mapping[str, Any] | None) ->
         "base": interval_text(base, "trait"),
         "cycle 0": interval_text(first, "trait"),
         "last": interval_text(last, "trait"),
-        "change": "n/a" if moved is None else change_text(moved),
+        "change": "n/a" if moved is None else change_text(moved.mean, moved.low, moved.high),
         "coherence 0": interval_text(first, "coherence"),
         "coherence last": interval_text(last, "coherence"),
         "invalid": str(sum(bool(row.get("judge/invalid")) for row in rows)),

@@ -15,7 +15,7 @@ from iterative_ft.launch.guard import reason
 from iterative_ft.machine.files import read_object
 from iterative_ft.records.folder import CONFIG, MANIFEST, PAGE, RESULT
 from iterative_ft.records.read import read_run
-from iterative_ft.records.terminal import text_table
+from iterative_ft.records.terminal import change_text, text_table
 from iterative_ft.report.arms import arms_of, not_pooled
 from iterative_ft.report.page import write_page
 from iterative_ft.sampling import engine
@@ -114,7 +114,7 @@ def summary_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         change = "n/a"
         if row["trait_change"] is not None:
-            change = f"{row['trait_change']:+.1f} [{row['trait_change_low']:+.1f}, {row['trait_change_high']:+.1f}]"
+            change = change_text(row["trait_change"], row["trait_change_low"], row["trait_change_high"])
         lines.append(
             [
                 *(str(row[name]) for name in shown),

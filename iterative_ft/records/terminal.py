@@ -128,7 +128,7 @@ def ending(rows: Sequence[MetricRow], verdict: dict[str, Any], times: dict[str, 
     for key, what in changes.items():
         change = verdict[key]
         if change is not None:
-            lines.append(f"         {what}: {change['mean']:+.1f} [{change['low']:+.1f}, {change['high']:+.1f}]")
+            lines.append(f"         {what}: {change_text(change['mean'], change['low'], change['high'])}")
     shown = (f"{name.removeprefix('time/')} {value:.1f}" for name, value in times.items() if name != "time/work_share")
     lines.append("time: " + ", ".join(shown))
     lines.append(
@@ -141,6 +141,11 @@ def ending(rows: Sequence[MetricRow], verdict: dict[str, Any], times: dict[str, 
 def minutes(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 60}:{whole % 60:02d} min" if whole < 3600 else f"{whole // 3600}:{whole % 3600 // 60:02d} h"
+
+
+def change_text(mean: float, low: float, high: float) -> str:
+    """ "+31.7 [+9.3, +54.2]"."""
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def interval_text(row: MetricRow, name: str) -> str:

@@ -79,11 +79,6 @@ def change(verdict: Mapping[str, Any] | None, name: str = "trait_change") -> Int
     return None if values is None else Interval(values["mean"], values["low"], values["high"], values["n"])
 
 
-def change_text(moved: Interval) -> str:
-    """Such as "+31.7 [+9.3, +54.2]"."""
-    return f"{moved.mean:+.1f} [{moved.low:+.1f}, {moved.high:+.1f}]"
-
-
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by their dotted names."""
     values: dict[str, Any] = {}

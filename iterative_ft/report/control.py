@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from iterative_ft.records.read import Run
-from iterative_ft.report.arms import Arm, by_subject, change, change_text
+from iterative_ft.records.terminal import change_text
+from iterative_ft.report.arms import Arm, by_subject, change
 from iterative_ft.report.tables import Table
 from iterative_ft.stats.intervals import Interval, difference
-from iterative_ft.stats.replicates import MADE, arm_settings
+from iterative_ft.stats.replicates import arm_settings, made_differently
 from iterative_ft.stats.verdict import Verdict, curve_of, group_verdict
 
 PLAIN = "plain"
@@ -35,7 +36,7 @@ def control_table(runs: Sequence[Run]) -> Table:
             if own is not None and verdict is not None and verdict.trait_change is not None:
                 there = verdict.trait_change
                 apart = difference(own, there)
-                texts = change_text(own), change_text(there), change_text(apart)
+                texts = [change_text(moved.mean, moved.low, moved.high) for moved in (own, there, apart)]
                 rows.append(
                     [persona, arm.label, texts[0], control.label, f"{texts[1]} {verdict.verdict}", texts[2], word(apart)]
                 )
@@ -45,7 +46,7 @@ def control_table(runs: Sequence[Run]) -> Table:
 def is_control(control: Arm, arm: Arm) -> bool:
     """Whether two arms differ in nothing but the persona, which the control lacks, and who wrote the rejected answers."""
     without, with_persona = control.runs[0], arm.runs[0]
-    alike = all((without.made or {}).get(name) == (with_persona.made or {}).get(name) for name in MADE)
+    alike = not made_differently([without.made, with_persona.made])
     return without.config["persona"]["name"] == PLAIN and alike and shared(without.config) == shared(with_persona.config)
 
 

@@ -33,10 +33,12 @@ def check_endings(bench: Bench, asked: Asked) -> None:
             f"{said}: raise it, ask for shorter answers (model.system_prompt), or name the token that ends its answers "
             "(model.end_token); nothing was trained"
         )
-    if share < WANTED_STOPPED and not bench.store.dry_run:  # a run plans what is left after each stage: told once
+    if bench.store.dry_run:  # a run plans what is left after each stage: told once
+        return
+    if share < WANTED_STOPPED:
         print(f"note: {said}: raise it, or ask for shorter answers, until {WANTED_STOPPED:.0%} do")
     n_empty = sum(not row["text"].strip() for row in rows)
-    if n_empty > MAX_EMPTY * len(rows) and not bench.store.dry_run:
+    if n_empty > MAX_EMPTY * len(rows):
         why = "a chat model does that in SDF's plain frame, base models are what it is for"
         asked_otherwise = "see model.chat_template_kwargs, model.system_prompt and model.end_token"
         print(
