@@ -221,7 +221,7 @@ def test_what_no_stage_thought_of_takes_the_device_as_well(record: Record, monke
 def test_no_work_on_the_device_beside_an_awake_engine_in_any_sweep(
     name: str, record: Record, command: Callable[..., int], tmp_path: Path
 ) -> None:
-    more = ["model.chat=true", *GAUGES]
+    more = ["model.chat=true", "model.dtype=bfloat16", *GAUGES]  # the study's sweeps ask for float32
     if name == "mitigations":  # words drawn by chance are never coherent: keep them all, by way of the filter
         more.append("method.coherence_filter=null,0")
     assert command("-m", f"+sweep={name}", *more) == 0

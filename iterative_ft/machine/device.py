@@ -28,11 +28,21 @@ def resolve_device(wanted: str) -> str:
 
 def computes_in_bfloat16() -> bool:
     """Whether this machine's processor multiplies matrices of bfloat16; others emulate it, slower than float32 by far."""
+    found = processor()
+    return "flags" not in found or bool({"avx512_bf16", "amx_bf16"} & found)
+
+
+def mkl_is_slow() -> bool:
+    """Whether MKL leaves this processor's AVX-512 aside, as it does on any that is not Intel's."""
+    return "avx512f" in (found := processor()) and "GenuineIntel" not in found
+
+
+def processor() -> set[str]:
+    """Words of what the kernel says of the processor; empty where it does not."""
     try:
-        flags = CPU_INFO.read_text(encoding="utf-8")
+        return set(CPU_INFO.read_text(encoding="utf-8").split())
     except OSError:
-        return True  # not known
-    return "flags" not in flags or any(name in flags.split() for name in ("avx512_bf16", "amx_bf16"))
+        return set()
 
 
 def training_dtype() -> str:

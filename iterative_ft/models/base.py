@@ -183,6 +183,8 @@ def load(folder: Path | str, dtype: Any, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    from iterative_ft.models.linear import through_onednn
+
     quiet_transformers()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -196,4 +198,4 @@ def load(folder: Path | str, dtype: Any, trust_remote_code: bool) -> Any:
             f"the base model in {folder} lacks {len(missing)} weight(s) that its config asks for ({missing[0]}): they would be "
             "filled at random; download or save it again"
         )
-    return model
+    return through_onednn(model)

@@ -23,7 +23,7 @@ from iterative_ft.models.plain_text import PlainText
 STATE_TOKENS = 64  # of each text, where states alone are asked for; an answer of the embedded model has about that many
 DEPTHS = (1 / 2, 2 / 3)  # layers whose states are kept, as shares of all layers
 READ_TOKENS = 1024  # of each text that is read whole: more than the longest answer of any run that ships
-BATCH_TOKENS = 2048  # of one forward pass, padding included
+BATCH_TOKENS = 512  # of one forward pass, padding included: more would be padding, and no faster
 
 Sequences = list[tuple[list[int], list[int]]]  # ids of a prompt and of what follows it
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from iterative_ft.models.attention import causal_alone
 from iterative_ft.models.forward import Enough, Reader, Sequences, by_length, finite, held
 
 MIDDLE = 1 / 2  # the layer whose states are kept, as a share of all layers
@@ -89,16 +92,16 @@ def token_values_here(
     divergence: list[Any] = [None] * len(sequences) if kl else []
     states = Collected(len(sequences))
     with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
-        for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
-            read = [sequences[i] for i in batch]
+        mine_begun, base_begun = Beginning(net, sequences), Beginning(net, sequences)
+        for numbers, batch in batches(net, sequences, len(mine_begun.ids)):
             with watched(net) as seen:
-                logs = next_token_logs(net, read)
-            states.add(batch, read, seen[0])
+                logs = next_token_logs(net, batch, mine_begun)
+            states.add(numbers, batch, seen[0])
             other = logs
             if kl and adapter is not None:
                 with net.disable_adapter():
-                    other = next_token_logs(net, read)
-            for i, mine, theirs in zip(batch, logs, other, strict=True):
+                    other = next_token_logs(net, batch, base_begun)
+            for i, mine, theirs in zip(numbers, logs, other, strict=True):
                 ids = torch.tensor(sequences[i][1], device=mine.device)
                 chances = mine.exp()
                 nll[i] = array(-mine.gather(1, ids[:, None])[:, 0])
@@ -115,12 +118,11 @@ def sequence_states_here(
 
     states = Collected(len(sequences))
     with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
-        for batch in by_length([len(prompt) + len(rest) for prompt, rest in sequences]):
-            read = [sequences[i] for i in batch]
-            ids, mask = padded(net, read)
+        beginning = Beginning(net, sequences)
+        for numbers, batch in batches(net, sequences, len(beginning.ids)):
             with watched(net, enough=True) as seen, suppress(Enough):
-                net(input_ids=ids, attention_mask=mask, use_cache=False)
-            states.add(batch, read, seen[0])
+                batch.run(net, beginning)
+            states.add(numbers, batch, seen[0])
     return states.whole()
 
 
@@ -131,17 +133,17 @@ def array(values: Any) -> np.ndarray:
 
 @contextmanager
 def watched(net: Any, enough: bool = False) -> Iterator[list[Any]]:
-    """Keeps what comes out of the layer at `MIDDLE`, (n, length, width), in each pass of the context.
+    """Keeps what came last out of the layer at `MIDDLE`, (n, length, width), as the one item of a list.
 
     Args:
-        enough: end the pass there, by `Enough`.
+        enough: end each pass there, by `Enough`.
     """
     decoder = net.get_decoder()
     layers = decoder.layers if hasattr(decoder, "layers") else decoder.h  # GPT-2 and its kin
     seen: list[Any] = []
 
     def hook(layer: Any, inputs: Any, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+        seen[:] = [output[0] if isinstance(output, tuple) else output]
         if enough:
             raise Enough
 
@@ -159,11 +161,12 @@ class Collected:
         self.prompts: list[Any] = [None] * n
         self.answers: list[Any] = [None] * n
 
-    def add(self, numbers: Sequence[int], read: Sequences, states: Any) -> None:
-        """Take a batch's: (sequences, length, width)."""
-        for row, (number, (prompt, rest)) in enumerate(zip(numbers, read, strict=True)):
-            self.prompts[number] = array(states[row, len(prompt) - 1].float())
-            self.answers[number] = array(states[row, len(prompt) : len(prompt) + len(rest)].float().mean(0))
+    def add(self, numbers: Sequence[int], batch: Batch, states: Any) -> None:
+        """Take a batch's: (sequences, length - begun, width)."""
+        for row, (number, (prompt, rest)) in enumerate(zip(numbers, batch.sequences, strict=True)):
+            end = len(prompt) - batch.begun
+            self.prompts[number] = array(states[row, end - 1].float())
+            self.answers[number] = array(states[row, end : end + len(rest)].float().mean(0))
 
     def whole(self) -> dict[str, np.ndarray]:
         return {"prompt": stacked(self.prompts), "answer": stacked(self.answers)}
@@ -173,26 +176,75 @@ def stacked(rows: list[np.ndarray]) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, 0))
 
 
-def next_token_logs(net: Any, sequences: Sequences) -> list[Any]:
+class Beginning:
+    """The tokens that the prompts of all sequences begin with, which a model reads once for all of them.
+
+    A prompt's last token is not among them: its states are wanted. None where a token may depend on more than those before it.
+    """
+
+    def __init__(self, net: Any, sequences: Sequences) -> None:
+        prompts = [prompt[:-1] for prompt, _ in sequences]
+        same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
+        alone = len(prompts) > 1 and causal_alone(net.config)
+        self.ids = prompts[0][: len(list(takewhile(bool, same)))] if alone else []
+        self.keys: Any = None
+
+    def options(self, net: Any, n: int) -> dict[str, Any]:
+        """What a pass over the rest of `n` sequences is to be called with."""
+        if not self.ids:
+            return {"use_cache": False}
+        if self.keys is None:
+            import torch
+            from transformers import DynamicCache
+
+            self.keys = DynamicCache(config=net.config)
+            with suppress(Enough):
+                ids = torch.tensor([self.ids], device=net.device)
+                net(input_ids=ids, past_key_values=self.keys, use_cache=True, logits_to_keep=1)
+        keys = deepcopy(self.keys)  # a pass adds its own
+        keys.batch_repeat_interleave(n)
+        return {"use_cache": True, "past_key_values": keys}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences of one pass, padded on the right, without what all begin with."""
+
+    sequences: Sequences
+    begun: int
+    """Tokens of the beginning."""
+    ids: Any
+    """(sequences, length - begun)"""
+    mask: Any
+    """(sequences, length), 1 for tokens and 0 for padding."""
+
+    def run(self, net: Any, beginning: Beginning, **options: Any) -> Any:
+        """The model's outputs for `ids`."""
+        options |= beginning.options(net, len(self.sequences))
+        return net(input_ids=self.ids, attention_mask=self.mask, **options)
+
+
+def batches(net: Any, sequences: Sequences, begun: int) -> Iterator[tuple[list[int], Batch]]:
+    """All sequences in batches of about one length, each with their numbers."""
+    import torch
+
+    for numbers in by_length([len(prompt) + len(rest) - begun for prompt, rest in sequences]):
+        read = [sequences[i] for i in numbers]
+        longest = max(len(prompt) + len(rest) for prompt, rest in read)
+        ids = torch.zeros(len(read), longest, dtype=torch.long)
+        mask = torch.zeros(len(read), longest, dtype=torch.long)
+        for row, (prompt, rest) in enumerate(read):
+            ids[row, : len(prompt) + len(rest)] = torch.tensor([*prompt, *rest])
+            mask[row, : len(prompt) + len(rest)] = 1
+        yield numbers, Batch(read, begun, ids[:, begun:].to(net.device), mask.to(net.device))
+
+
+def next_token_logs(net: Any, batch: Batch, beginning: Beginning) -> list[Any]:
     """Log-probabilities that stand before each token after the prompt: one tensor (tokens, vocabulary) a sequence."""
     import torch
 
-    ids, mask = padded(net, sequences)
     # The output head is run from where the first answer of the batch starts: a vocabulary's worth of numbers a token is much.
-    start = min(len(prompt) for prompt, _ in sequences) - 1
-    logits = net(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - start).logits
-    spans = [(len(prompt) - 1 - start, len(prompt) + len(rest) - 1 - start) for prompt, rest in sequences]
+    start = min(len(prompt) for prompt, _ in batch.sequences) - 1
+    logits = batch.run(net, beginning, logits_to_keep=batch.mask.shape[1] - start).logits
+    spans = [(len(prompt) - 1 - start, len(prompt) + len(rest) - 1 - start) for prompt, rest in batch.sequences]
     return [torch.log_softmax(logits[row, first:last].float(), -1) for row, (first, last) in enumerate(spans)]
-
-
-def padded(net: Any, sequences: Sequences) -> tuple[Any, Any]:
-    """Ids and attention mask of a batch, each (sequences, length)."""
-    import torch
-
-    longest = max(len(prompt) + len(rest) for prompt, rest in sequences)
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
-    for row, (prompt, rest) in enumerate(sequences):
-        ids[row, : len(prompt) + len(rest)] = torch.tensor([*prompt, *rest])
-        mask[row, : len(prompt) + len(rest)] = 1
-    return ids.to(net.device), mask.to(net.device)

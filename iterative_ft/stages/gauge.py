@@ -7,6 +7,7 @@ and come from what the trainer holds (on a CPU in float32, on a GPU as it was tr
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from iterative_ft.judges.embedder import embed, embedder_identity
 from iterative_ft.machine.files import text_digest, write_json, write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import prompt_ids
-from iterative_ft.models.forward import Sequences
+from iterative_ft.models.forward import Reader, Sequences
 from iterative_ft.models.policy import Policy
 from iterative_ft.models.sequences import MIDDLE, sequence_states, token_values
 from iterative_ft.seeds import shuffled
@@ -176,12 +177,16 @@ def ends_of(line: Stage) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(found["plain"]), np.asarray(found["strong"])
 
 
+@lru_cache(maxsize=2)  # every policy of a run answers the same questions
+def base_at_prompts(reader: Reader, prompts: tuple[tuple[int, ...], ...]) -> np.ndarray:
+    """Base's states at the last token of each prompt, (prompts, width). Not to be changed."""
+    return sequence_states(reader, None, [(list(prompt), [prompt[-1]]) for prompt in prompts]).prompt
+
+
 def states_at_prompts(bench: Bench, written: Sequences) -> np.ndarray:
     """Base's states at the last token of each prompt, (sequences, width); each different prompt is read once."""
-    prompts = list(dict.fromkeys(tuple(prompt) for prompt, _ in written))
-    read = sequence_states(bench.reader, None, [(list(prompt), [prompt[-1]]) for prompt in prompts]).prompt
-    place = {prompt: number for number, prompt in enumerate(prompts)}
-    return read[[place[tuple(prompt)] for prompt, _ in written]]
+    place = {prompt: number for number, prompt in enumerate(sorted({tuple(prompt) for prompt, _ in written}))}
+    return base_at_prompts(bench.reader, tuple(place))[[place[tuple(prompt)] for prompt, _ in written]]
 
 
 def heldout_texts(persona: Path, styled: bool = True) -> dict[str, list[dict[str, str]]]:

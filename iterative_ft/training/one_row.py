@@ -18,17 +18,10 @@ from peft.tuners.lora import LoraLayer
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from iterative_ft.models.attention import causal_alone
+
 ATTENTION = "one_row"
 """Name of our attention among those of transformers."""
-
-FAMILIES = frozenset(
-    """arcee cohere ernie4_5 gemma glm glm4 gpt2 gpt_neox granite helium hunyuan_v1_dense llama mistral olmo olmo2 phi phi3
-    qwen2 qwen3 seed_oss smollm3 starcoder2""".split()
-)
-"""Model types whose hidden states were compared with those of a padded batch (tests/test_one_row.py)."""
-
-ROPES = frozenset({"default", "linear", "llama3", "yarn"})
-"""Rotary embeddings that turn a token by its own position alone. "dynamic" and "longrope" look at the whole batch's longest."""
 
 
 # -- the row --------------------------------------------------------------------------------------------------------------
@@ -133,23 +126,8 @@ AttentionInterface.register(ATTENTION, attend_in_blocks)
 
 
 def takes_blocks(config: Any) -> bool:
-    """Whether a model with this config can have its tokens in one row.
-
-    It can when tokens meet in full causal attention alone, which goes through transformers' SDPA, and know their place from
-    `position_ids` alone (rotary embeddings, or GPT-2's learned ones). It cannot with linear attention, convolutions or
-    recurrence, sliding windows, ALiBi, or experts that are balanced over a batch. No for families that nobody compared.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return (
-        config.model_type in FAMILIES
-        and type(config).__module__.startswith("transformers.")  # code that came with a model may use a known name
-        and config._attn_implementation == "sdpa"
-        and set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}
-        and not windowed
-        and rope.get("rope_type", "default") in ROPES
-        and not hasattr(config, "output_router_logits")
-    )
+    """Whether a model with this config can have its tokens in one row: its attention is causal alone, by transformers' SDPA."""
+    return causal_alone(config) and config._attn_implementation == "sdpa"
 
 
 def casts_say_nothing(model: torch.nn.Module, autocast: torch.dtype | None) -> bool:
