@@ -179,7 +179,8 @@ def stacked(rows: list[np.ndarray]) -> np.ndarray:
 class Beginning:
     """The tokens that the prompts of all sequences begin with, which a model reads once for all of them.
 
-    A prompt's last token is not among them: its states are wanted. None where a token may depend on more than those before it.
+    A prompt's last token is not among them: its states are wanted. There are none where a token may depend on more than those
+    before it.
     """
 
     def __init__(self, net: Any, sequences: Sequences) -> None:
