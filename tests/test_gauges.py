@@ -20,7 +20,7 @@ from iterative_ft.machine.files import read_jsonl
 from iterative_ft.models import forward
 from iterative_ft.models.forward import Reader
 from iterative_ft.models.policy import Policy
-from iterative_ft.models.sequences import sequence_states, token_values
+from iterative_ft.models.sequences import batches, sequence_states, token_values
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.blocks import ANSWER, Prompts
 from iterative_ft.stages.completions import Completions, complete
@@ -102,10 +102,18 @@ def test_branching_factor_caps_smooths_and_needs_three_answers() -> None:
 
 
 def test_batches_hold_every_sequence_once_and_stay_small() -> None:
-    lengths = [forward.BATCH_TOKENS * 2, 3, 900, 1000, 1100]
-    found = forward.by_length(lengths)
+    lengths = [4000, 3, 900, 1000, 1100]
+    found = forward.by_length(lengths, 2000)
     assert sorted(i for batch in found for i in batch) == list(range(5))
-    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= forward.BATCH_TOKENS for b in found)
+    assert all(len(b) == 1 or max(lengths[i] for i in b) * len(b) <= 2000 for b in found)
+    assert [1, 2] in found
+
+
+def test_a_long_beginning_keeps_batches_small(tiny_models: dict[str, Path]) -> None:
+    net = load_policy(tiny_models["llama"], None)
+    most = forward.BATCH_TOKENS["cpu"]
+    sequences = [([7] * (most - 1), [8])] * 32  # each row has the beginning's keys in memory
+    assert [len(numbers) for numbers, _ in batches(net, sequences, most - 2)] == [4] * 8
 
 
 # -- forward passes -----------------------------------------------------------------------------------------------------------

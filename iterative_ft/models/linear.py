@@ -24,11 +24,11 @@ def through_onednn(net: Any) -> Any:
 
 
 class OneDNNLinear(torch.nn.Linear):
-    """A linear layer whose products are oneDNN's where its weight does not learn, and all is in float32 on a CPU."""
+    """A linear layer whose products are oneDNN's where it does not learn itself, and all is in float32 on a CPU."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         plain = x.dtype is self.weight.dtype is torch.float32 and x.device.type == "cpu" and x.numel() > 0
-        learns = self.weight.requires_grad and torch.is_grad_enabled()
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         if not plain or learns or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
         found: torch.Tensor = Product.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]

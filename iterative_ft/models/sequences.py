@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.models.attention import causal_alone
-from iterative_ft.models.forward import Enough, Reader, Sequences, by_length, finite, held
+from iterative_ft.models.forward import BATCH_TOKENS, Enough, Reader, Sequences, by_length, finite, held
 
 MIDDLE = 1 / 2  # the layer whose states are kept, as a share of all layers
 
@@ -176,6 +176,11 @@ def stacked(rows: list[np.ndarray]) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, 0))
 
 
+def bare(net: Any) -> Any:
+    """The network without PEFT's shell."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net
+
+
 class Beginning:
     """The tokens that the prompts of all sequences begin with, which a model reads once for all of them.
 
@@ -186,7 +191,8 @@ class Beginning:
     def __init__(self, net: Any, sequences: Sequences) -> None:
         prompts = [prompt[:-1] for prompt, _ in sequences]
         same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
-        alone = len(prompts) > 1 and causal_alone(net.config)
+        own_code = type(bare(net)).__module__.startswith("transformers.")  # or it came with the model, under a known name
+        alone = len(prompts) > 1 and own_code and causal_alone(net.config)
         self.ids = prompts[0][: len(list(takewhile(bool, same)))] if alone else []
         self.keys: Any = None
 
@@ -198,7 +204,7 @@ class Beginning:
             import torch
             from transformers import DynamicCache
 
-            self.keys = DynamicCache(config=net.config)
+            self.keys = DynamicCache()
             with suppress(Enough):
                 ids = torch.tensor([self.ids], device=net.device)
                 net(input_ids=ids, past_key_values=self.keys, use_cache=True, logits_to_keep=1)
@@ -229,7 +235,10 @@ def batches(net: Any, sequences: Sequences, begun: int) -> Iterator[tuple[list[i
     """All sequences in batches of about one length, each with their numbers."""
     import torch
 
-    for numbers in by_length([len(prompt) + len(rest) - begun for prompt, rest in sequences]):
+    lengths = [len(prompt) + len(rest) for prompt, rest in sequences]
+    # A beginning takes no time in a batch, but each row has its keys in memory.
+    costs = [max(length - begun, length // 4) for length in lengths]
+    for numbers in by_length(costs, BATCH_TOKENS[net.device.type]):
         read = [sequences[i] for i in numbers]
         longest = max(len(prompt) + len(rest) for prompt, rest in read)
         ids = torch.zeros(len(read), longest, dtype=torch.long)
