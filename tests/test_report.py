@@ -305,7 +305,22 @@ def test_change_by_amount_joins_no_arms_that_differ_in_something_else(three: lis
     for folder, n_seed, n_sampled in zip(three, (8, 16, 8), (4, 4, 8), strict=True):
         change_config(folder, reinit={"init": "base"}, n_seed=n_seed, n_sampled=n_sampled)
     lines = series.changes([read_run(folder) for folder in three])
-    assert [(s.label.rsplit(" · ", 1)[1], [p.x for p in s.points]) for s in lines] == [("n_seed=8", [4, 8]), ("n_seed=16", [4])]
+    assert [(s.label.rsplit(" · ", 1)[1], [p.x for p in s.points]) for s in lines] == [("n_seed=8", [4, 8])]
+    change_config(three[2], n_seed=32)  # no arm with several amounts: all are shown
+    lines = series.changes([read_run(folder) for folder in three])
+    assert [[p.x for p in s.points] for s in lines] == [[4], [4], [8]]
+
+
+def test_change_by_amount_names_an_arm_by_the_settings_that_it_has(three: list[Path]) -> None:
+    for folder, n_sampled in zip(three, (4, 8, 8), strict=True):
+        change_config(folder, reinit={"init": "base"}, n_sampled=n_sampled)
+    for folder in three[:2]:
+        config = json.loads((folder / "config.json").read_text())
+        config["method"] = {key: value for key, value in config["method"].items() if key != "rejected_from"} | {"name": "sft"}
+        (folder / "config.json").write_text(json.dumps(config))
+    change_config(three[2], method={"rejected_from": "same"})
+    [line] = series.changes([read_run(folder) for folder in three])
+    assert line.label.endswith("sft · reinit=true")
 
 
 def test_page_and_pictures_share_colours(three: list[Path], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow, value
-from iterative_ft.report.arms import Arm, arms_of, change, differing
+from iterative_ft.report.arms import Arm, arms_of, change, differing, settings_of
 from iterative_ft.report.arms import label as label_of
 from iterative_ft.report.axes import BASE_X, number_text
 
@@ -183,7 +183,7 @@ def training(run: Run, column: str, number: int, label: str, colour: str = "") -
 
 def changes(runs: list[Run]) -> list[Series]:
     """Change of the trait from cycle 0 to the last against n_sampled: a series for each persona, method, reinit and what else
-    tells arms apart.
+    tells arms apart; where some were run with several amounts, those alone.
     """
     lines: dict[str, list[Point]] = {}
     others = [name for name in differing(runs) if name not in ("persona.name", "method.name", "reinit", "n_sampled", "seed")]
@@ -191,7 +191,9 @@ def changes(runs: list[Run]) -> list[Series]:
         run, moved = arm.runs[0], change(arm.verdict)
         config = run.config
         parts = [config["persona"]["name"], config["method"]["name"], f"reinit={run.reinit}"]
-        points = lines.setdefault(" · ".join([*parts, *([label_of(run, others)] if others else [])]), [])
+        own = [name for name in others if name in settings_of(run)]
+        points = lines.setdefault(" · ".join([*parts, *([label_of(run, own)] if own else [])]), [])
         if moved is not None:
             points.append(Point(config["n_sampled"], moved.mean, moved.low, moved.high))
-    return [Series(n, label, sorted(points, key=lambda p: p.x)) for n, (label, points) in enumerate(lines.items())]
+    several = {label: points for label, points in lines.items() if len({point.x for point in points}) > 1}
+    return [Series(n, label, sorted(points, key=lambda p: p.x)) for n, (label, points) in enumerate((several or lines).items())]
