@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from iterative_ft.machine.files import file_digests
-from iterative_ft.models.attention import FAMILIES
+from iterative_ft.models.attention import FAMILIES, causal_alone
 from iterative_ft.models.expected import TEXTS
 from iterative_ft.models.forward import Enough
-from iterative_ft.models.sequences import Beginning, batches, next_token_logs, watched
+from iterative_ft.models.sequences import Beginning, batches, common_beginning, next_token_logs, watched
 from iterative_ft.training.job import LOG, to_columns, train_here
 from iterative_ft.training.one_row import OneRow, body_in_one_row, casts_say_nothing, forked, lay_out, takes_blocks
 from tests.test_training import curve, make_job
@@ -363,12 +363,12 @@ def test_hidden_states_of_every_family(family: str) -> None:
 def test_a_common_beginning_is_read_once_in_every_family(family: str) -> None:
     model = model_of(family, **({"sliding_window": None} if family == "mistral" else {})).eval()
     read = [([5, 6, 7, 8], [9, 10, 11]), ([5, 6, 7, 12, 13], [14]), ([5, 6, 7, 15], [16, 17, 18, 19])]
-    beginning, nothing = Beginning(model, read), Beginning(model, read[:1])
+    beginning, nothing = Beginning(common_beginning(model, read)), Beginning(common_beginning(model, read[:1]))
     assert (beginning.ids, nothing.ids) == ([5, 6, 7], [])  # not the last token of a prompt, whose states are wanted
     [(numbers, batch)], [(_, whole)] = batches(model, read, 3), batches(model, read, 0)
     assert batch.ids.shape[1] == whole.ids.shape[1] - 3
     with torch.no_grad(), watched(model, enough=True) as alone, suppress(Enough):
-        batch.run(model, Beginning(model, read))
+        batch.run(model, Beginning(beginning.ids))
     with torch.no_grad(), watched(model) as states:
         found = [next_token_logs(model, batch, beginning) for _ in range(2)]
         torch.testing.assert_close(alone, states, **CLOSE)
@@ -378,6 +378,15 @@ def test_a_common_beginning_is_read_once_in_every_family(family: str) -> None:
         torch.testing.assert_close(found[0][i], wanted[i], **CLOSE)
         n = sum(map(len, read[at]))
         torch.testing.assert_close(alone[0][i, : n - 3], states[0][i, 3:n], **CLOSE)
+
+
+def test_a_network_of_its_own_code_begins_nothing_once() -> None:
+    model = model_of("llama").eval()
+    read = [([5, 6, 7], [8]), ([5, 6, 9], [8])]
+    assert common_beginning(model, read) == [5, 6]
+    model.__class__ = type("LlamaForCausalLM", (type(model),), {"__module__": "modeling_mine"})  # under a known config
+    assert causal_alone(model.config)
+    assert common_beginning(model, read) == []
 
 
 @pytest.mark.parametrize(

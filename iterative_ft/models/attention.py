@@ -14,6 +14,16 @@ ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary embeddings that turn a token by its own position alone. "dynamic" and "longrope" look at the whole batch's longest."""
 
 
+def bare(net: Any) -> Any:
+    """A network without PEFT's shell; adapters stay in its layers."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net
+
+
+def runs_own_code(net: Any) -> bool:
+    """Whether a network's code came with the model, perhaps under a config and a name that transformers knows."""
+    return not type(bare(net)).__module__.startswith("transformers.")
+
+
 def causal_alone(config: Any) -> bool:
     """Whether in a model with this config a token depends on the tokens before it and their places, and on nothing else.
 

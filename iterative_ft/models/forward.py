@@ -217,12 +217,11 @@ def plain_text(model: str, trust_remote_code: bool) -> PlainText:
 def id_batches(encoded: list[list[int]], device_name: str) -> Iterator[tuple[list[int], Any]]:
     """Which sequences go together, and their ids (n, length); padding stands on the right, where no token looks at it."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     with torch.no_grad():  # longest first: each batch fits into the memory that the one before freed
         for batch in reversed(by_length([len(ids) for ids in encoded], BATCH_TOKENS[device_name])):
-            ids = torch.zeros(len(batch), max(len(encoded[number]) for number in batch), dtype=torch.long)
-            for row, number in enumerate(batch):
-                ids[row, : len(encoded[number])] = torch.tensor(encoded[number])
+            ids = pad_sequence([torch.tensor(encoded[number]) for number in batch], batch_first=True)
             yield batch, ids.to(device_name)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from iterative_ft.models.attention import causal_alone
+from iterative_ft.models.attention import causal_alone, runs_own_code
 from iterative_ft.models.forward import BATCH_TOKENS, Enough, Reader, Sequences, by_length, finite, held
 
 MIDDLE = 1 / 2  # the layer whose states are kept, as a share of all layers
@@ -92,8 +92,9 @@ def token_values_here(
     divergence: list[Any] = [None] * len(sequences) if kl else []
     states = Collected(len(sequences))
     with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
-        mine_begun, base_begun = Beginning(net, sequences), Beginning(net, sequences)
-        for numbers, batch in batches(net, sequences, len(mine_begun.ids)):
+        begun = common_beginning(net, sequences)
+        mine_begun, base_begun = Beginning(begun), Beginning(begun)
+        for numbers, batch in batches(net, sequences, len(begun)):
             with watched(net) as seen:
                 logs = next_token_logs(net, batch, mine_begun)
             states.add(numbers, batch, seen[0])
@@ -118,7 +119,7 @@ def sequence_states_here(
 
     states = Collected(len(sequences))
     with held(model, adapter, device_name, trust_remote_code, dtype) as net, torch.no_grad():
-        beginning = Beginning(net, sequences)
+        beginning = Beginning(common_beginning(net, sequences))
         for numbers, batch in batches(net, sequences, len(beginning.ids)):
             with watched(net, enough=True) as seen, suppress(Enough):
                 batch.run(net, beginning)
@@ -176,24 +177,23 @@ def stacked(rows: list[np.ndarray]) -> np.ndarray:
     return np.stack(rows) if rows else np.zeros((0, 0))
 
 
-def bare(net: Any) -> Any:
-    """The network without PEFT's shell."""
-    return net.get_base_model() if hasattr(net, "get_base_model") else net
-
-
-class Beginning:
-    """The tokens that the prompts of all sequences begin with, which a model reads once for all of them.
+def common_beginning(net: Any, sequences: Sequences) -> list[int]:
+    """The tokens that all prompts begin with, as far as the network may read them once for all.
 
     A prompt's last token is not among them: its states are wanted. There are none where a token may depend on more than those
     before it.
     """
+    if len(sequences) < 2 or runs_own_code(net) or not causal_alone(net.config):
+        return []
+    columns = zip(*(prompt[:-1] for prompt, _ in sequences), strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
 
-    def __init__(self, net: Any, sequences: Sequences) -> None:
-        prompts = [prompt[:-1] for prompt, _ in sequences]
-        same = (len(set(column)) == 1 for column in zip(*prompts, strict=False))
-        own_code = type(bare(net)).__module__.startswith("transformers.")  # or it came with the model, under a known name
-        alone = len(prompts) > 1 and own_code and causal_alone(net.config)
-        self.ids = prompts[0][: len(list(takewhile(bool, same)))] if alone else []
+
+class Beginning:
+    """Tokens that sequences begin with, and their keys and values by one network once it has read them."""
+
+    def __init__(self, ids: list[int]) -> None:
+        self.ids = ids
         self.keys: Any = None
 
     def options(self, net: Any, n: int) -> dict[str, Any]:
@@ -234,18 +234,15 @@ class Batch:
 def batches(net: Any, sequences: Sequences, begun: int) -> Iterator[tuple[list[int], Batch]]:
     """All sequences in batches of about one length, each with their numbers."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     lengths = [len(prompt) + len(rest) for prompt, rest in sequences]
     # A beginning takes no time in a batch, but each row has its keys in memory.
     costs = [max(length - begun, length // 4) for length in lengths]
     for numbers in by_length(costs, BATCH_TOKENS[net.device.type]):
         read = [sequences[i] for i in numbers]
-        longest = max(len(prompt) + len(rest) for prompt, rest in read)
-        ids = torch.zeros(len(read), longest, dtype=torch.long)
-        mask = torch.zeros(len(read), longest, dtype=torch.long)
-        for row, (prompt, rest) in enumerate(read):
-            ids[row, : len(prompt) + len(rest)] = torch.tensor([*prompt, *rest])
-            mask[row, : len(prompt) + len(rest)] = 1
+        ids = pad_sequence([torch.tensor([*prompt, *rest]) for prompt, rest in read], batch_first=True)
+        mask = pad_sequence([torch.ones(lengths[i], dtype=torch.long) for i in numbers], batch_first=True)
         yield numbers, Batch(read, begun, ids[:, begun:].to(net.device), mask.to(net.device))
 
 

@@ -12,7 +12,7 @@ from itertools import groupby
 
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow, value
-from iterative_ft.report.arms import Arm, arms_of, change, differing, settings_of
+from iterative_ft.report.arms import Arm, arms_of, change, differing
 from iterative_ft.report.arms import label as label_of
 from iterative_ft.report.axes import BASE_X, number_text
 
@@ -186,14 +186,12 @@ def changes(runs: list[Run]) -> list[Series]:
     tells arms apart; where some were run with several amounts, those alone.
     """
     lines: dict[str, list[Point]] = {}
-    others = [name for name in differing(runs) if name not in ("persona.name", "method.name", "reinit", "n_sampled", "seed")]
+    first = ["persona.name", "method.name", "reinit"]
+    names = [*first, *(name for name in differing(runs) if name not in (*first, "n_sampled", "seed"))]
     for arm in arms_of(runs):
         run, moved = arm.runs[0], change(arm.verdict)
-        config = run.config
-        parts = [config["persona"]["name"], config["method"]["name"], f"reinit={run.reinit}"]
-        own = [name for name in others if name in settings_of(run)]
-        points = lines.setdefault(" · ".join([*parts, *([label_of(run, own)] if own else [])]), [])
+        points = lines.setdefault(label_of(run, names), [])
         if moved is not None:
-            points.append(Point(config["n_sampled"], moved.mean, moved.low, moved.high))
+            points.append(Point(run.config["n_sampled"], moved.mean, moved.low, moved.high))
     several = {label: points for label, points in lines.items() if len({point.x for point in points}) > 1}
     return [Series(n, label, sorted(points, key=lambda p: p.x)) for n, (label, points) in enumerate((several or lines).items())]

@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from iterative_ft.models.attention import causal_alone
+from iterative_ft.models.attention import bare, causal_alone, runs_own_code
 
 ATTENTION = "one_row"
 """Name of our attention among those of transformers."""
@@ -181,13 +181,13 @@ class OneRow:
             and getattr(self.args, "disable_dropout", True)  # DPO: a shared prompt would meet one dropout for both answers
             and not getattr(self, "padding_free", False)  # a row of TRL's own
             and not self.args.torch_compile
+            and not runs_own_code(self.bare_model())
             and takes_blocks(self.bare_model().config)
         )
 
     def bare_model(self: Any) -> Any:
         """The model without accelerate's wrappers and PEFT's outer shell; adapters stay in its layers."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+        return bare(self.accelerator.unwrap_model(self.model))
 
 
 @contextmanager
