@@ -24,7 +24,7 @@ from iterative_ft.records.rows import value
 from iterative_ft.report import series
 from iterative_ft.report.arms import arms_of, labels
 from iterative_ft.report.axes import cycle_axis, number_text, value_axis
-from iterative_ft.report.page import write_page
+from iterative_ft.report.page import context, write_page
 from iterative_ft.report.pictures import change_by_sampled, comparison, draw  # before `no_pictures` replaces one of them
 from tests.chromium import CHROMIUM, Page
 from tests.conftest import python
@@ -112,6 +112,20 @@ def test_report_of_arms_and_seeds(three: list[Path], tmp_path: Path) -> None:
     assert "Arms with several training seeds are judged over seeds" in outline.text
     assert {"run-0", "run-1", "run-2"} <= set(outline.values("id"))
     assert outline.values("data-toggle") == ["0", "1"]
+
+
+def test_each_persona_and_method_has_a_panel_and_amounts_stand_by_their_size(fake_run: Callable[..., Any], tmp_path: Path) -> None:
+    amounts = [fake_run(f"n_sampled={n}", "reinit=false", folder=f"n{n}").folder for n in (16, 4, 8)]
+    other = fake_run("persona=blissful", "n_sampled=8", "reinit=false", folder="other").folder
+    page = context([read_run(folder) for folder in [*amounts, other]])
+    panels = {panel.title: panel for panel in page["charts"]["scores"]}
+    assert list(panels) == ["blissful · dpo", "misaligned · sft"]
+    assert [s.label for s in panels["misaligned · dpo"].legend] == [f"reinit=false · n_sampled={n}" for n in (4, 8, 16)]
+    assert [s.label for s in panels["blissful · dpo"].legend] == ["reinit=false"]
+    numbers = [s.number for panel in panels.values() for s in panel.legend]
+    assert numbers == [0, 1, 2, 3]  # one button an arm
+    for panel in panels.values():
+        assert [[s.number for s in chart.series] for chart in panel.charts] == [[s.number for s in panel.legend]] * 2
     assert outline.values("class").count("member") == 2 * 2  # two seeds, in the charts of trait and coherence
     assert any(tip.endswith("(mean of 2 of 2 seeds)") for tip in outline.values("data-tip"))
     assert [run["label"] for run in outline.data["runs"]] == labels([read_run(folder) for folder in three])
@@ -346,6 +360,11 @@ def test_report_in_a_browser(three: list[Path], tmp_path: Path) -> None:
         assert page.js("[...document.querySelectorAll('svg.chart')].every(c => c.getBoundingClientRect().width > 100)")
         assert page.js("document.querySelectorAll('img').length") == 0
         assert page.js("document.documentElement.scrollWidth <= innerWidth")
+
+        rows = "[...document.querySelectorAll('.verdicts tbody tr')].filter(row => row.offsetParent).length"
+        assert page.js(rows) == 2
+        page.js("document.getElementById('each').click()")
+        assert page.js(rows) == 4
 
         page.press("j")
         assert page.js(focused) == 0

@@ -57,7 +57,7 @@ def compare(task: Compare, command: str) -> Path:
         writer.writerows(rows)
     page = markdown_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]])
     page += "".join(f"\n{note}\n" for note in notes)
-    for (persona, method), of_subject in by_subject(runs).items():
+    for (persona, method), of_subject in by_subject(arms).items():
         page += f"\n## {persona} · {method}\n\n{markdown_table(by_cycle(of_subject))}"
     controls = control_table(runs)
     if controls.rows:

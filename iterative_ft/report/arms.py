@@ -127,7 +127,7 @@ def labels(runs: list[Run]) -> list[str]:
 
 
 def arms_of(runs: list[Run]) -> list[Arm]:
-    """Replicates together, in the order of their first run.
+    """Replicates together, in the order of what tells arms apart: amounts by their size, the rest by its text.
 
     A run counted twice is no replicate: of runs that share the seed too, the one that got furthest stands for it.
     """
@@ -138,18 +138,27 @@ def arms_of(runs: list[Run]) -> list[Arm]:
         if seed not in seeds or len(run.measured) > len(seeds[seed].measured):
             seeds[seed] = run
     found = []
-    for seeds in together.values():
+    for seeds in sorted(together.values(), key=lambda seeds: in_order(next(iter(seeds.values())), names)):
         first = next(iter(seeds.values()))
         text = label(first, names) if names else f"{first.config['method']['name']} · reinit={first.reinit}"
         found.append(Arm(text, list(seeds.values())))
     return [replace(arm, label=arm.label + apart(arm, found)) for arm in found]
 
 
-def by_subject(runs: list[Run]) -> dict[tuple[str, str], list[Arm]]:
+def in_order(run: Run, names: list[str]) -> list[tuple[bool, float, str]]:
+    """What a run is sorted by: its values of these settings, numbers by their size, before all else by its text."""
+
+    def size(value: Any) -> tuple[bool, float, str]:
+        return (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value))
+
+    values = settings_of(run)
+    return [size(values.get(name)) for name in names]
+
+
+def by_subject(arms: Sequence[Arm]) -> dict[tuple[str, str], list[Arm]]:
     """The arms of each (persona, method), labelled by reinit and by what else tells them apart, such as
     "reinit=false · rejected_from=same".
     """
-    arms = arms_of(runs)
     found: dict[tuple[str, str], list[Arm]] = {}
     for arm in arms:
         config = arm.runs[0].config

@@ -11,7 +11,7 @@ from typing import Any
 
 from iterative_ft.records.read import Run
 from iterative_ft.records.terminal import change_text
-from iterative_ft.report.arms import Arm, by_subject, change
+from iterative_ft.report.arms import Arm, arms_of, by_subject, change
 from iterative_ft.report.tables import Table
 from iterative_ft.stats.intervals import Interval, difference
 from iterative_ft.stats.replicates import arm_settings, made_differently
@@ -25,7 +25,7 @@ def control_table(runs: Sequence[Run]) -> Table:
     """A row for each arm with a persona and each control of the same settings."""
     arms = [
         (persona, replace(arm, label=f"{method} · {arm.label} ({len(arm.runs)} seed{'s' * (len(arm.runs) > 1)})"))
-        for (persona, method), of_subject in by_subject(list(runs)).items()
+        for (persona, method), of_subject in by_subject(arms_of(list(runs))).items()
         for arm in of_subject
     ]
     rows = []

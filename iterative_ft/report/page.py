@@ -57,7 +57,6 @@ def context(runs: list[Run]) -> dict[str, Any]:
     return {
         "runs": runs,
         "single": len(runs) == 1,
-        "arms": sections.legend(arms),
         "over_seeds": any(len(arm.runs) > 1 for arm in arms),
         "title": summary.title(runs),
         "facts": summary.facts(runs),
@@ -66,7 +65,7 @@ def context(runs: list[Run]) -> dict[str, Any]:
         "verdict": next((run.verdict for run in runs if run.verdict is not None), None),
         "verdict_rows": summary.verdict_rows(runs, names, arms),
         "charts": {
-            "scores": sections.score_charts(arms),
+            "scores": sections.score_panels(arms),
             "runs": sections.run_charts(runs, names),
             "path": sections.path_charts(arms),
             "training": sections.training_charts(named, arms),

@@ -15,7 +15,7 @@ from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow
 from iterative_ft.records.run_log import Draw
 from iterative_ft.report import series
-from iterative_ft.report.arms import Arm, by_subject
+from iterative_ft.report.arms import Arm, arms_of, by_subject
 from iterative_ft.report.axes import cycle_axis, score_axis
 from iterative_ft.report.series import COLOURS, SCORES, Series, over_cycles
 
@@ -89,8 +89,8 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     """
     import matplotlib as mpl
 
-    found = by_subject(runs)
-    order = sorted({arm.label for arms in found.values() for arm in arms})
+    found = by_subject(arms_of(runs))
+    order = list(dict.fromkeys(arm.label for arms in found.values() for arm in arms))
     many = any(len(arm.runs) > 1 for arms in found.values() for arm in arms)
 
     def line(arm: Arm) -> Series:

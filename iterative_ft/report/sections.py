@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import numbers, value
 from iterative_ft.report import series
-from iterative_ft.report.arms import Arm
+from iterative_ft.report.arms import Arm, by_subject
 from iterative_ft.report.axes import cycle_axis, score_axis, value_axis
-from iterative_ft.report.charts import SMALL, SQUARE, Chart
+from iterative_ft.report.charts import LARGE, SMALL, SQUARE, Chart
 from iterative_ft.report.series import SCORES, Series, over_cycles
 from iterative_ft.report.tables import GAUGES, gauge_name
 
@@ -22,20 +24,34 @@ TRAINING = {
 NOT_GAUGES = {"cycle", "n_runs", "judge/invalid", "judge/not_validated", "answers/n"}
 
 
-def legend(arms: list[Arm]) -> list[Series]:
-    """A line for each arm, empty where there is only one."""
-    seeds = [f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else "" for arm in arms]
-    return [Series(n, arm.label + seeds[n]) for n, arm in enumerate(arms)] if len(arms) > 1 else []
+@dataclass(frozen=True)
+class Panel:
+    """Scores of the arms of one persona and method."""
+
+    title: str
+    legend: list[Series]
+    """A line for each arm, empty where the page shows only one."""
+    charts: list[Chart]
 
 
-def score_charts(arms: list[Arm]) -> list[Chart]:
-    """Trait and coherence over cycles, a line an arm."""
+def score_panels(arms: list[Arm]) -> list[Panel]:
+    """Trait and coherence over cycles, a line an arm; large where all arms are of one persona and method."""
     x = cycle_axis([row["cycle"] for arm in arms for run in arm.runs for row in run.cycles])
-    charts = []
-    for name in SCORES:
-        lines = [series.scores(arm, name, n, name if len(arms) == 1 else "") for n, arm in enumerate(arms)]
-        charts.append(Chart(f"scores-{name}", f"{name.capitalize()} score", lines, x, score_axis(f"{name} score")))
-    return charts
+    number_of = {id(arm.runs[0]): number for number, arm in enumerate(arms)}
+    subjects = by_subject(arms)
+    panels = []
+    for place, (subject, of_subject) in enumerate(subjects.items()):
+        numbered = [(number_of[id(arm.runs[0])], arm) for arm in of_subject]
+        several, ending, frame = (True, f"-{place}", SMALL) if len(subjects) > 1 else (False, "", LARGE)
+        charts = []
+        for name in SCORES:
+            lines = [series.scores(arm, name, n, name if len(arms) == 1 else "") for n, arm in numbered]
+            caption = f"{name.capitalize()} score"
+            charts.append(Chart(f"scores-{name}{ending}", caption, lines, x, score_axis(f"{name} score"), frame))
+        seeds = {n: f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else "" for n, arm in numbered}
+        legend = [Series(n, arm.label + seeds[n]) for n, arm in numbered] if len(arms) > 1 else []
+        panels.append(Panel(" · ".join(subject) if several else "", legend, charts))
+    return panels
 
 
 def run_charts(runs: list[Run], names: list[str]) -> list[Chart]:
