@@ -112,23 +112,23 @@ def test_report_of_arms_and_seeds(three: list[Path], tmp_path: Path) -> None:
     assert "Arms with several training seeds are judged over seeds" in outline.text
     assert {"run-0", "run-1", "run-2"} <= set(outline.values("id"))
     assert outline.values("data-toggle") == ["0", "1"]
+    assert outline.values("class").count("member") == 2 * 2  # two seeds, in the charts of trait and coherence
+    assert any(tip.endswith("(mean of 2 of 2 seeds)") for tip in outline.values("data-tip"))
+    assert [run["label"] for run in outline.data["runs"]] == labels([read_run(folder) for folder in three])
 
 
-def test_each_persona_and_method_has_a_panel_and_amounts_stand_by_their_size(fake_run: Callable[..., Any], tmp_path: Path) -> None:
+def test_each_persona_and_method_has_a_panel_amounts_by_their_size(fake_run: Callable[..., Any], tmp_path: Path) -> None:
     amounts = [fake_run(f"n_sampled={n}", "reinit=false", folder=f"n{n}").folder for n in (16, 4, 8)]
     other = fake_run("persona=blissful", "n_sampled=8", "reinit=false", folder="other").folder
     page = context([read_run(folder) for folder in [*amounts, other]])
     panels = {panel.title: panel for panel in page["charts"]["scores"]}
-    assert list(panels) == ["blissful · dpo", "misaligned · sft"]
+    assert list(panels) == ["blissful · dpo", "misaligned · dpo"]
     assert [s.label for s in panels["misaligned · dpo"].legend] == [f"reinit=false · n_sampled={n}" for n in (4, 8, 16)]
     assert [s.label for s in panels["blissful · dpo"].legend] == ["reinit=false"]
     numbers = [s.number for panel in panels.values() for s in panel.legend]
     assert numbers == [0, 1, 2, 3]  # one button an arm
     for panel in panels.values():
         assert [[s.number for s in chart.series] for chart in panel.charts] == [[s.number for s in panel.legend]] * 2
-    assert outline.values("class").count("member") == 2 * 2  # two seeds, in the charts of trait and coherence
-    assert any(tip.endswith("(mean of 2 of 2 seeds)") for tip in outline.values("data-tip"))
-    assert [run["label"] for run in outline.data["runs"]] == labels([read_run(folder) for folder in three])
 
 
 def test_charts_are_well_formed_and_described(three: list[Path], tmp_path: Path) -> None:
