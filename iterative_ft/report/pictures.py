@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 3  # of panels, where not every persona has every method
+FEW = 3  # lines whose legend finds room among them
+COLUMNS = 3  # of panels, where few personas have every method
+FULL = 2 / 3  # of all personas and methods were run: a row a persona, gaps and all
 TOO_FEW = 2  # seeds whose t interval says nothing
 INK, SOFT, LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
 LOOK: Any = {  # matplotlib types its keys as literals
@@ -100,18 +102,24 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
 
     lines = {subject: [line(arm) for arm in arms] for subject, arms in found.items()}
     personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
-    full = len(lines) == len(personas) * len(methods)
+    full = FULL * len(personas) * len(methods) <= len(lines)
     subjects = [(p, m) for p in personas for m in methods] if full else list(lines)
-    n_columns = len(methods) if full else min(COLUMNS, len(lines))  # a row a persona, or one after the other without gaps
+    n_columns = len(methods) if full else min(COLUMNS, len(lines))  # a row a persona, or one after the other
     n_rows = -(-len(subjects) // n_columns)
     with mpl.rc_context(LOOK):
         figure, axes = panels(n_rows, n_columns, max(4.4, 3.3 * n_columns), 2.5 * n_rows + 0.5)
         for place, (axis, subject) in enumerate(zip(axes, subjects, strict=False)):
+            if subject not in lines:
+                axis.set_axis_off()
+                continue
             axis.set_title(" · ".join(subject))
             draw_lines(axis, lines[subject])
             if place % n_columns == 0:
                 axis.set_ylabel(f"{name} score")
-            axis.legend(fontsize=7.5, loc="best")
+            crowded = len(lines[subject]) > FEW  # then below the panel
+            axis.legend(
+                fontsize=7.5, **({"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)} if crowded else {"loc": "best"})
+            )
         for axis in axes[len(subjects) :]:
             axis.set_axis_off()
         save(figure, file)
