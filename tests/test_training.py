@@ -42,7 +42,7 @@ from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.blocks import ANSWERS, SAMPLE
 from iterative_ft.stages.completions import Completions
 from iterative_ft.stages.data import EXAMPLES, CycleData, Sources, data_stage, seed_rows
-from iterative_ft.stages.train import Trained, adopt, train
+from iterative_ft.stages.train import Trained, adopt, method_settings, train
 from iterative_ft.store import Stage, Store
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, last_checkpoint, train_here
 
@@ -326,6 +326,21 @@ def pairs(bench: Bench, cycle: int) -> CycleData:
 def training(trained: Trained) -> Stage:
     assert trained.stage is not None
     return trained.stage
+
+
+@pytest.mark.parametrize(("n_examples", "warmup"), [(None, 0.3), (4, 0.0), (5, 0.3)])
+def test_one_step_has_no_warm_up(tmp_path: Path, tiny_models: dict[str, Path], n_examples: int | None, warmup: float) -> None:
+    bench = tiny_bench(tmp_path, tiny_models["llama"], "method=sft", "method.batch_size=4", "method.warmup=0.3")
+    assert method_settings(bench, 0, n_examples)["warmup"] == warmup
+
+
+def test_one_step_trains(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    bench = tiny_bench(tmp_path, tiny_models["llama"], "method=sft", "method.batch_size=4", "method.warmup=0.3")
+    data = CycleData(sampled(bench, [answer(f"q{i}", [120 + i, 121, END], "stop") for i in range(4)]), {"data": "made"})
+    stage = training(train(bench, data, init=bench.base, cycle=0))
+    (row,) = stage.rows(LOG)
+    assert stage.info["n_steps"] == 1
+    assert row["learning_rate"] > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -47,7 +47,7 @@ class Trained:
 def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
     """Train `init` (base or an earlier policy) on `data`; every stage loads its base model fresh."""
     config, base = bench.config, bench.base
-    method = method_settings(bench, cycle)
+    method = method_settings(bench, cycle, data.stage.info.get("n_examples"))
     # DPO compares with the policy that the cycle starts from, or with the base model.
     reference = base if config.method.name != "dpo" or config.method.reference == "base" else init
     seed = derive(config.seed, "train", cycle)
@@ -97,8 +97,13 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
     return Trained(policy_of(bench, stage, name), stage, data.stage, {"cycle": cycle} | roles | data.roles | note)
 
 
-def method_settings(bench: Bench, cycle: int) -> dict[str, Any]:
-    """The method as this cycle trains by it: cycle 0 of DPO has a learning rate and a loss of its own where it seeds."""
+def method_settings(bench: Bench, cycle: int, n_examples: int | None) -> dict[str, Any]:
+    """The method as this cycle trains by it: cycle 0 of DPO has a learning rate and a loss of its own where it seeds, and a
+    training of one step no warm-up, in which it would learn nothing.
+
+    Args:
+        n_examples: None where the data are not made yet, in a dry run.
+    """
     config = bench.config.method
     method = config.model_dump()
     if config.name == "dpo":
@@ -107,6 +112,9 @@ def method_settings(bench: Bench, cycle: int) -> dict[str, Any]:
             method["learning_rate"] = seed_learning_rate
         else:
             method["seed_sft_weight"] = 0.0  # nothing is seeded
+    examples_a_step = config.batch_size * config.gradient_accumulation
+    if n_examples is not None and config.epochs == 1 and n_examples <= examples_a_step:
+        method["warmup"] = 0.0
     return method
 
 
