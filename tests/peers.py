@@ -1,4 +1,4 @@
-"""A small run the way a plain script does it, timed beside ours: python -m tests.peers (part of make bench-peers).
+"""A small run the way a plain script does it, timed beside ours: python -m tests.peers (part of make bench).
 
 The plain way: a cold process a stage; a cold vLLM engine a policy, in bfloat16, one call for all its prompts; TRL on text, with
 its own padding; the trained adapter merged into a checkpoint. Nothing is shared or kept. Amounts, sampling parameters and
