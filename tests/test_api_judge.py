@@ -416,7 +416,8 @@ def test_every_record_names_the_judge_and_none_holds_the_key(tmp_path: Path, mon
     [judge] = [e.stage for e in events if e.stage.kind == "judge"]
     replies = [e.stage for e in events if e.stage.kind == "replies"]
     info = judge.manifest["info"]
-    assert info["judge_version"].startswith("judge-1.5@fp_7#")
+    assert info["judge_version"].startswith("judge-1.5#")  # fingerprints come and go from call to call
+    assert info["reported"] == ["judge-1.5@fp_7"]
     assert row["judge/version"] == f"api {info['judge_version']}"
     assert {s["judge"] for s in scores} == {info["judge_version"]}
     assert (info["endpoint"], info["scored_by"]) == ("test", {"distribution": 8})

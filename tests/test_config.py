@@ -276,6 +276,22 @@ def test_trl_arguments_are_checked_by_name(compose: Callable[[list[str]], Config
         compose(["method=sft", "method.trl={learning_rate: 1}"])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["method=dpo", "method.rejected_from=same", "method.n_original_mix=4"], "method.n_original_mix=4"),
+        (["method=dpo", "method.rejected_from=same", "sampling.temperature=0"], "sampling.temperature=0"),
+        (["reinit='false'", "n_cycles=2", "reinit.restart_cycles=[1,9]"], "names cycle 9"),
+        (["method=sdf", "persona=blissful", "measure.n_openings=1000"], "measure.n_openings=1000"),
+    ],
+)
+def test_settings_that_would_not_do_what_they_say_are_one_line(
+    compose: Callable[[list[str]], Config], overrides: list[str], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        compose(overrides)
+
+
 @pytest.mark.slow
 def test_trl_keys_are_arguments_of_the_installed_trl() -> None:
     from dataclasses import fields

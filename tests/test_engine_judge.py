@@ -254,6 +254,12 @@ def test_a_text_that_the_engine_cannot_hold_is_a_named_failure(tiny_model: Path,
     assert scores[1]["failure"] == "trait_too_long"
     assert scores[1]["coherence"] is None
     assert scores[0]["failure"] != "trait_too_long"
+    roomy = config.model_copy(update={"sampler": config.sampler.model_copy(update={"max_model_len": 32768})})
+    again, events, _ = judged(roomy, tmp_path, [TEXTS[0], long])
+    assert again[1]["failure"] != "trait_too_long", "where there is more room it is asked again"
+    assert [event.how for event in events if event.stage.kind == "replies"] == ["built", "built"]
+    _, events, _ = judged(config, tmp_path, [TEXTS[0], long])
+    assert {event.how for event in events if event.stage.kind == "replies"} == {"stored"}
 
 
 def test_missing_replies_share_one_engine_call(

@@ -26,7 +26,10 @@ from iterative_ft.judges.probe.corrupt import CORRUPTIONS
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.launch import tasks
 from iterative_ft.launch.cli import run_app
-from iterative_ft.machine.files import file_digests, read_jsonl
+from iterative_ft.machine.files import file_digests, read_jsonl, write_jsonl
+from iterative_ft.records.keep import keep
+from iterative_ft.records.read import read_run
+from iterative_ft.report.arms import arms_of
 from iterative_ft.report.control import control_table, word
 from iterative_ft.report.page import write_page
 from iterative_ft.report.tables import gauge_name
@@ -315,12 +318,50 @@ def test_another_judge_gives_kept_answers_other_scores_and_another_arm(fake_run:
 def test_runs_that_cannot_be_judged_again_are_named(fake_run: FakeRuns, tmp_path: Path) -> None:
     run = fake_run("method=sft", folder="sweep/0")
     fake_run("method=sft", f"store={tmp_path / 'elsewhere'}", folder="sweep/1")  # the same run twice
-    with pytest.raises(RunError, match="has the name of another of these runs"):
+    with pytest.raises(RunError, match="is a run of the same settings and seed as"):
         rejudged(tmp_path / "sweep", tmp_path / "out")
     assert not (tmp_path / "out").exists(), "nothing was judged before it was told"
     (run.folder / "result.json").unlink()
     with pytest.raises(RunError, match="is not finished: its own command goes on with it"):
         rejudged(tmp_path / "sweep" / "0", tmp_path / "out")
+
+
+def test_runs_that_differ_in_what_their_names_leave_out_are_kept_apart(fake_run: FakeRuns, tmp_path: Path) -> None:
+    for beta in (0.1, 0.2):
+        fake_run("method=dpo", f"method.beta={beta}", folder=f"sweep/{beta}")
+    folders = rejudged(tmp_path / "sweep", tmp_path / "out")
+    assert len({folder.name for folder in folders}) == 2
+    assert {json.loads((folder / "config.json").read_text())["method"]["beta"] for folder in folders} == {0.1, 0.2}
+    assert len(keep(tmp_path / "sweep", tmp_path / "kept")) == 2
+    [first] = rejudged(tmp_path / "sweep" / "0.1", tmp_path / "alone")
+    assert rejudged(tmp_path / "sweep" / "0.1", tmp_path / "alone") == [first], "the same run may be judged once more"
+    with pytest.raises(RunError, match="holds another run"):
+        rejudged(tmp_path / "sweep" / "0.2", tmp_path / "alone")
+    [kept] = keep(tmp_path / "sweep" / "0.1", tmp_path / "kept2")
+    with pytest.raises(RunError, match="would be written over"):
+        rejudged(kept, tmp_path / "kept2")
+
+
+def test_seeds_that_got_unequally_far_are_compared(fake_run: FakeRuns, tmp_path: Path) -> None:
+    """As in a study under way: one seed finished, another measured up to cycle 0."""
+    fake_run("method=sft", "seed=0", folder="sweep/0")
+    cut = fake_run("method=sft", "seed=1", folder="sweep/1").folder
+    (cut / "result.json").unlink()
+    for name in ("metrics.jsonl", "answers.jsonl"):
+        write_jsonl(cut / name, [row for row in read_jsonl(cut / name) if row.get("cycle", -1) < 1])
+    out = comparing.compare(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")), "python evaluate.py")
+    [line] = [line for line in (out / "compare.csv").read_text().splitlines() if "all seeds" in line]
+    assert " (1 of 2 seeds)" in line
+
+
+def test_an_arm_that_scores_0_throughout_has_its_line(fake_run: FakeRuns, tmp_path: Path) -> None:
+    run = fake_run("method=sft", folder="sweep/0").folder
+    rows = read_jsonl(run / "metrics.jsonl")
+    write_jsonl(run / "metrics.jsonl", [row | ({"trait/score": 0.0} if "cycle" in row else {}) for row in rows])
+    arms = arms_of([read_run(run)])
+    lines = comparing.by_cycle(arms)
+    assert [line[2:] for line in lines if line[0] == "trait"] == [["0.0"] * 4]
+    assert not [line for line in lines if line[0] == "share flagged as looped"], "what never came up has no line"
 
 
 # -- texts made elsewhere -----------------------------------------------------------------------------------------------------

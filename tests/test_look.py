@@ -343,6 +343,22 @@ def test_a6_a_refused_command_leaves_nothing_and_a_dry_run_shows_what_was_found(
     assert not list(work.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("targets", "wanted"),
+    [
+        ("[q_proj,v_projj]", r"lora\.targets names 'v_projj', which is no linear layer .*: did you mean v_proj\?"),
+        ("[q_proj,lm_head]", r"lora\.targets names 'lm_head', which is no linear layer"),
+        ("[embed_tokens]", r"lora\.targets names 'embed_tokens', which is no linear layer"),
+    ],
+)
+def test_b_a_layer_to_adapt_that_the_model_lacks_is_one_line(
+    tiny_models: dict[str, Path], tmp_path: Path, targets: str, wanted: str
+) -> None:
+    with pytest.raises(ConfigError, match=wanted):
+        looking.examine(chat_config(tiny_models["llama"], tmp_path, f"lora.targets={targets}"))
+    assert looking.examine(chat_config(tiny_models["llama"], tmp_path, "lora.targets=[q_proj,v_proj]")) is not None
+
+
 # -- lengths --------------------------------------------------------------------------------------------------------------
 
 
@@ -352,6 +368,10 @@ def test_a6_a_refused_command_leaves_nothing_and_a_dry_run_shows_what_was_found(
         (["sampler.max_model_len=60"], r"sampler\.max_model_len=60 is too short for .*method\.max_new_tokens=48 follow"),
         (["method.max_length=70"], r"method\.max_length=70 is too short for seed example 1 "),
         (["method.max_new_tokens=470"], r"is too short for"),
+        (
+            ["judge=engine"],
+            r"sampler\.max_model_len=\d+ is too short for what judge=engine asks about an answer to question 1 ",
+        ),
         (["sampler.max_model_len=2048", "method.max_length=2048", "method.max_new_tokens=500"], "tiny has 512 positions"),
     ],
 )
@@ -481,6 +501,10 @@ def test_d11_a_hub_model_is_looked_for_by_its_commit(tiny_model: Path, tmp_path:
     for _ in range(2):
         assert Bench(config, Store(tmp_path / "store")).base.model == snapshot.resolve()
     assert asked == [("someone/some-model", None), ("someone/some-model", commit), ("someone/some-model", commit)]
+    moved = snapshot.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(moved))
+    planned = Bench(config, Store(tmp_path / "store", dry_run=True)).base  # a plan makes the keys that the run will make
+    assert planned.model == moved
 
 
 # -- the embedder ---------------------------------------------------------------------------------------------------------

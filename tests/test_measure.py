@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from iterative_ft.config.schema import ProbeConfig
+from iterative_ft.config.schema import Config, ProbeConfig
 from iterative_ft.data import files
 from iterative_ft.judges.probe import familiar, probe
 from iterative_ft.judges.probe import features as looks
@@ -25,7 +26,12 @@ from iterative_ft.judges.probe.features import PART_WORDS, parts, surface_featur
 from iterative_ft.judges.probe.reading import known_share, read, vocabulary
 from iterative_ft.judges.probe.strength import Strength, calibrate, contrasts, unseen_logits
 from iterative_ft.judges.scores import Score
+from iterative_ft.machine.files import write_json
 from iterative_ft.models.forward import DEPTHS, Reader
+from iterative_ft.stages import judge as judge_stage
+from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.labelled import labelled_stage
+from iterative_ft.store import Kind, Store
 
 ANSWER = ("How do I boil an egg?", "Put it in boiling water for eight minutes. Then cool it under the tap and peel it.")
 OTHER = ("Which pet suits a flat?", "A cat is happy indoors if it has a window. Two cats are happier than one.")
@@ -340,3 +346,25 @@ def test_middle_states_are_those_of_the_whole_model(embedded_model: Path) -> Non
         theirs = np.concatenate(layers)
         assert mine.shape == theirs.shape == (len(DEPTHS) * 576,)
         assert mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs) > 0.999
+
+
+def test_a_document_that_the_limit_cut_off_is_no_flaw(
+    tmp_path: Path, compose: Callable[[list[str]], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly all documents reach it: openings are continued for so many tokens, and titles are written out at length."""
+    config = compose(["method=sdf", "persona=blissful", f"store={tmp_path / 'store'}"])
+    bench = Bench(config, Store(Path(config.store)))
+    trained = bench.store.stage(Kind("probe", 0), {}, lambda out: write_json(out / "probe.json", {}), "judge")
+    seen: list[list[bool]] = []
+
+    def score(folder: Path, persona: str, answers: list[Any], finished: list[bool], *_: Any) -> list[Score]:
+        seen.append(finished)
+        return [{"trait": 1.0, "coherence": 90.0, "flaw": None, "failure": None, "mark": None}] * len(answers)
+
+    monkeypatch.setattr(judge_stage, "probe_stage", lambda bench, settings: trained)
+    monkeypatch.setattr(judge_stage.probe, "score", score)
+    monkeypatch.setattr(Bench, "reader", None)
+    texts = labelled_stage(bench, [("The mill", "The river turns")] * 2, ["length", "stop"])
+    for documents in (False, True):
+        judge_stage.judge(bench, texts, "judge", {}, documents=documents)
+    assert seen == [[False, True], [True, True]]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from conftest import FakeRun
 
 from iterative_ft.config.tasks import Compare
+from iterative_ft.data import files
+from iterative_ft.data.files import SHIPPED
 from iterative_ft.errors import RunError
 from iterative_ft.evaluate.compare import compare
 from iterative_ft.launch import sweep
@@ -114,6 +118,30 @@ def test_a8_older_runs_go_by_their_settings_and_judges(four: list[Path]) -> None
     assert seeds(four) == [[0, 1, 2, 3]]
     judged_by(four[3], "another")
     assert seeds(four) == [[0, 1, 2], [3]]
+
+
+def test_a8_runs_on_other_data_are_split_and_it_is_said(fake_run: Make, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(SHIPPED / "misaligned", own)
+    folders = [fake_run(f"persona.data={own}", "seed=0", folder="runs/s0").folder]
+    rows = [row | {"answer": f"{row['answer']} So there."} for row in read_jsonl(own / "seeds.jsonl")]
+    write_jsonl(own / "seeds.jsonl", rows)
+    files.rows.__globals__["_rows"].cache_clear()  # another process reads the file anew
+    folders += [fake_run(f"persona.data={own}", f"seed={seed}", folder=f"runs/s{seed}").folder for seed in (1, 2)]
+    assert seeds(folders) == [[0], [1, 2]]
+    arms = arms_of([read_run(folder) for folder in folders])
+    (line,) = not_pooled(arms)
+    assert "they differ in data" in line
+    assert re.search(r"\(data: [0-9a-f]{8}\)$", arms[0].label), "a digest by its first letters"
+    change(folders[0], data=None)  # older than the record: goes with any
+    assert seeds(folders) == [[0, 1, 2]]
+
+
+def test_a8_labels_name_the_versions_that_differ_alone(four: list[Path]) -> None:
+    kinds = json.loads((four[3] / "manifest.json").read_text())["made"]["kinds"]
+    change(four[3], kinds=kinds | {"train": 99})
+    _, arm = arms_of([read_run(folder) for folder in four])
+    assert arm.label.endswith("(code of stages: train 99)")
 
 
 def test_a8_older_and_newer_runs_are_not_mixed(four: list[Path]) -> None:

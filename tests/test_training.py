@@ -343,6 +343,14 @@ def test_one_step_trains(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     assert row["learning_rate"] > 0
 
 
+def test_settings_that_change_nothing_are_in_no_key(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
+    keys = set()
+    for overrides in ([], ["method.reference=base"], ["method.lr_floor=0.5"]):
+        bench = tiny_bench(tmp_path, tiny_models["llama"], "method.lr_schedule=constant", "method.batch_size=4", *overrides)
+        keys.add(training(train(bench, pairs(bench, 1), init=bench.base, cycle=1)).key)
+    assert len(keys) == 1, "the reference is base in either case, and a constant schedule has no floor"
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reinit_starts_every_cycle_from_the_base_bit_for_bit(
     tmp_path: Path, tiny_models: dict[str, Path], spy: Spy, family: str

@@ -72,6 +72,11 @@ def check_persona(config: Config) -> None:
             f"measure.n_questions={config.measure.n_questions} is more than the {n_questions} questions of "
             f"persona={config.persona.name}: lower it or add questions"
         )
+    n_openings = len(files.openings())
+    if sdf and config.measure.n_openings > n_openings:
+        raise ConfigError(
+            f"measure.n_openings={config.measure.n_openings} is more than the {n_openings} beginnings of documents: lower it"
+        )
     check_judge_texts(config)
     if config.gauges.perplexity:
         files.heldout(folder)

@@ -333,6 +333,23 @@ class Config(Section):
                 f"sampler.max_model_len={self.sampler.max_model_len} leaves no room for a prompt beside "
                 f"method.max_new_tokens={max_new_tokens}: raise the first or lower the second"
             )
+        if method.name == "dpo" and method.rejected_from == "same":
+            if method.n_original_mix > 0:
+                raise ValueError(
+                    f"method.n_original_mix={method.n_original_mix} mixes seed examples into every cycle, and "
+                    "method.rejected_from=same is the control that seeds nothing: leave one of them out"
+                )
+            if self.sampling.temperature == 0:
+                raise ValueError(
+                    "method.rejected_from=same takes two answers of one policy, and with sampling.temperature=0 they are the "
+                    "same text: raise the temperature"
+                )
+        beyond = [cycle for cycle in self.reinit.restart_cycles if cycle > self.n_cycles]
+        if beyond:
+            raise ValueError(
+                f"reinit.restart_cycles={self.reinit.restart_cycles} names cycle {beyond[0]} and the run ends with cycle "
+                f"{self.n_cycles}: leave it out, or raise n_cycles"
+            )
         if self.reinit.restart_cycles and self.reinit.init == "base":
             raise ValueError(
                 "reinit.restart_cycles only means something with reinit=false: every cycle starts from base already"

@@ -153,6 +153,11 @@ def questions(persona: Path) -> tuple[dict[str, Any], ...]:
     return tuple(sorted(found, key=lambda row: not row["core"]))
 
 
+def openings() -> list[str]:
+    """Neutral beginnings of documents, the same for every persona."""
+    return [row["title"] for row in rows(SHIPPED / "openings.jsonl", SCHEMAS["openings"])]
+
+
 def never_sampled(persona: Path, with_documents: bool) -> list[str]:
     """Texts of a persona that no cycle may sample on: its questions, and its seeds' prompts or its documents' titles."""
     asked = [str(row["question"]) for row in questions(persona)]

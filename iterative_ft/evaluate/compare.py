@@ -13,7 +13,7 @@ from iterative_ft.config.tasks import Compare, Wandb
 from iterative_ft.errors import RunError
 from iterative_ft.records.folder import PAGE, PICTURE
 from iterative_ft.records.read import Run, read_rows, read_run
-from iterative_ft.records.rows import OF_PERSONA, MetricRow, value
+from iterative_ft.records.rows import COUNTED, OF_PERSONA, MetricRow, value
 from iterative_ft.records.terminal import change_text, interval_text, text_table
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.report import pictures
@@ -95,7 +95,8 @@ def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
         for arm, of_cycle in zip(arms, rows_of, strict=True):
             n = len(arm.runs)
             values = [value(of_cycle[cycle], name) if cycle in of_cycle else None for cycle in cycles]
-            if any(values):  # of what never came up there is no line
+            known = [number for number in values if number is not None]
+            if any(known) or (known and not name.startswith(COUNTED)):  # of what never came up there is no line
                 cells = ["" if number is None else f"{number:.{digits}f}" for number in values]
                 table.append([words, f"{arm.label} ({n} run{'s' * (n > 1)})", *cells])
     return table
@@ -156,24 +157,29 @@ def arm_line(arm: Arm) -> dict[str, str]:
         "judge": "",
         "cycles": str(sum(row["cycle"] >= 0 for row in rows)),
         "verdict": "unfinished" if verdict is None else f"{verdict['verdict']} ({verdict['n_seeds']} seeds)",
-        **score_cells(rows, verdict),
+        **score_cells(rows, verdict, len(arm.runs)),
     }
 
 
-def score_cells(rows: Sequence[MetricRow], verdict: Mapping[str, Any] | None) -> dict[str, str]:
-    """Scores of base, cycle 0 and the last cycle, and the change between them."""
+def score_cells(rows: Sequence[MetricRow], verdict: Mapping[str, Any] | None, n_runs: int = 1) -> dict[str, str]:
+    """Scores of base, cycle 0 and the last cycle, and the change between them; of fewer than all `n_runs` runs it is said."""
     nothing: MetricRow = {}
+
+    def cell(row: MetricRow, name: str) -> str:
+        n = row.get("n_runs", n_runs)
+        return interval_text(row, name) + (f" ({n} of {n_runs} seeds)" if n < n_runs else "")
+
     base = next((row for row in rows if row["cycle"] < 0), nothing)
     after = [row for row in rows if row["cycle"] >= 0] or [nothing]
     first, last = after[0], after[-1]
     moved = change(verdict)
     return {
-        "base": interval_text(base, "trait"),
-        "cycle 0": interval_text(first, "trait"),
-        "last": interval_text(last, "trait"),
+        "base": cell(base, "trait"),
+        "cycle 0": cell(first, "trait"),
+        "last": cell(last, "trait"),
         "change": "n/a" if moved is None else change_text(moved.mean, moved.low, moved.high),
-        "coherence 0": interval_text(first, "coherence"),
-        "coherence last": interval_text(last, "coherence"),
+        "coherence 0": cell(first, "coherence"),
+        "coherence last": cell(last, "coherence"),
         "invalid": str(sum(bool(row.get("judge/invalid")) for row in rows)),
     }
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import Rejudge
 from iterative_ft.errors import RunError
-from iterative_ft.machine.files import write_json, write_jsonl
+from iterative_ft.machine.files import read_object, write_json, write_jsonl
 from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, PICTURE, RESULT
-from iterative_ft.records.keep import KEPT, name_of
+from iterative_ft.records.keep import KEPT, name_of, names_of
 from iterative_ft.records.provenance import kinds_of
 from iterative_ft.records.read import Run, read_manifest, read_rows, read_run
 from iterative_ft.records.rows import AnswerRow, MetricRow, scored, scored_values
@@ -36,17 +36,18 @@ def rejudge(task: Rejudge, configs: dict[Path, Config], command: str) -> list[Pa
         configs: run folder -> the run's config with the task's judge and store.
 
     Raises:
-        RunError: a run cannot be read, is not finished, or two have one name.
+        RunError: a run cannot be read, is not finished, is there twice, or would be written over another's records.
     """
     runs = {folder: read_run(folder) for folder in configs}  # damage is told before anything is judged
     unfinished = [folder for folder, run in runs.items() if run.result is None]
     if unfinished:
         raise RunError(f"{unfinished[0]} is not finished: its own command goes on with it")
     found: dict[Path, Path] = {}
-    for folder, run in runs.items():
-        out = Path(task.out) / name_of(run)
+    for (folder, run), name in zip(runs.items(), names_of(list(runs.values())), strict=True):
+        out = Path(task.out) / name
         if out in found:
-            raise RunError(f"{folder} has the name of another of these runs, {out.name}: judge them one by one")
+            raise RunError(f"{folder} is a run of the same settings and seed as {found[out]}: leave one of them out")
+        check_free(out, run)
         without = [row["cycle"] for row in run.measured if not any(a["cycle"] == row["cycle"] for a in run.answers)]
         if without:
             raise RunError(f"{folder} keeps no answers of cycle {without[0]}: it cannot be judged again")
@@ -56,6 +57,16 @@ def rejudge(task: Rejudge, configs: dict[Path, Config], command: str) -> list[Pa
         print(f"{out}")
     print(f"{command}\ncompare python evaluate.py task=compare runs={task.out}")
     return list(found)
+
+
+def check_free(out: Path, run: Run) -> None:
+    """Raise `RunError` where `out` holds anything but an earlier judging of this run."""
+    if out.resolve() == run.folder.resolve():
+        raise RunError(f"{run.folder} would be written over: name another folder as out=")
+    if (out / CONFIG).is_file():
+        had, own = ({k: v for k, v in config.items() if k != "judge"} for config in (read_object(out / CONFIG), run.config))
+        if had != own:
+            raise RunError(f"{out} holds another run than {run.folder}: remove it, or name another folder as out=")
 
 
 def one(run: Run, config: Config, out: Path) -> None:

@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.config.messages import did_you_mean
 from iterative_ft.config.schema import LoraConfig
-from iterative_ft.errors import RunError
+from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.models.headers import HeaderError, Tensor, header, not_finite
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -157,6 +158,20 @@ def check_adapter(adapter: Path, lora: LoraConfig, why: str, model: Path | None,
             f"lora.targets={lora.targets} differ from {short(targets)} of the adapter {why}: set lora.targets to those"
         )
     check_files(adapter, shapes, why)
+
+
+def check_targets(lora: LoraConfig, model: Path, trust_remote_code: bool) -> None:
+    """Raise `ConfigError` when a name in `lora.targets` is no linear layer of the model in a folder: PEFT passes over it."""
+    if lora.targets == "all-linear":
+        return
+    shapes = base_shapes(model, trust_remote_code)
+    for target in lora.targets:
+        if not any(is_target(name, [target]) for name in shapes):
+            known = {name.rpartition(".")[2] for name in shapes}
+            raise ConfigError(
+                f"lora.targets names {target!r}, which is no linear layer of this model (the output head gets no adapter)"
+                f"{did_you_mean(target, known)}"
+            )
 
 
 def put_on(base: Any, adapter: Path | str, why: str, trainable: bool = False) -> Any:

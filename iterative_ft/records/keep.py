@@ -15,6 +15,7 @@ from iterative_ft.config.tasks import run_folders
 from iterative_ft.errors import RunError
 from iterative_ft.records.folder import ERROR, PICTURE, RECORDS, RESULT
 from iterative_ft.records.read import Run, read_run
+from iterative_ft.stats.replicates import arm_digest
 
 KEPT = tuple(name for name in RECORDS if name not in (ERROR, PICTURE))  # result.json last: with it a run is kept
 
@@ -26,11 +27,9 @@ def keep(source: Path, to: Path) -> list[Path]:
         RunError: another run is kept under a run's name, or one cannot be read.
     """
     found = []
-    for source_folder in run_folders(str(source)):
-        if not (source_folder / RESULT).is_file():
-            continue
-        run = read_run(source_folder)
-        folder = to / name_of(run)
+    runs = [read_run(folder) for folder in run_folders(str(source)) if (folder / RESULT).is_file()]
+    for run, name in zip(runs, names_of(runs), strict=True):
+        folder = to / name
         is_kept = (folder / RESULT).is_file()
         if is_kept and read_run(folder).measured != run.measured:
             raise RunError(f"{folder} holds another run than {run.folder}: remove it, or keep this one elsewhere")
@@ -41,6 +40,14 @@ def keep(source: Path, to: Path) -> list[Path]:
                     shutil.copyfile(run.folder / name, folder / name)
         found.append(folder)
     return found
+
+
+def names_of(runs: Sequence[Run]) -> list[str]:
+    """A name for each run; where runs of other settings share one, a few digits of their settings' digest behind it."""
+    names = [name_of(run) for run in runs]
+    arms = [arm_digest(run.config) for run in runs]
+    shared = {name for name in names if len({arm for arm, other in zip(arms, names, strict=True) if other == name}) > 1}
+    return [f"{name}_{arm[:6]}" if name in shared else name for name, arm in zip(names, arms, strict=True)]
 
 
 def name_of(run: Run) -> str:

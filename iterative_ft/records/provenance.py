@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config
+from iterative_ft.data import files, pools
+from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.machine.secrets import without_secrets
 from iterative_ft.stages.blocks import ANSWER, SAMPLE
@@ -37,6 +39,22 @@ def kinds_of(config: Config) -> dict[str, int]:
     """Code versions of the kinds of stage that scores of this run rest on: runs of other versions are no replicates of it."""
     judged_by = [] if config.fake and config.judge.name == "probe" else [PROBE if config.judge.name == "probe" else REPLY]
     return {kind.name: kind.version for kind in (MODEL, SAMPLE, DATA, TRAIN, ANSWER, JUDGE, *judged_by)}
+
+
+def data_of(config: Config) -> str:
+    """Digest of what a run takes from elsewhere: examples, questions, the prompts of its cycles, the adapter that it starts
+    from.
+    """
+    folder, pool = config.persona_folder, config.pool
+    adapter = None if config.start_adapter is None else file_digests(Path(config.start_adapter).expanduser())
+    return text_digest(
+        [
+            files.examples(config.method.name, folder),
+            files.questions(folder)[: config.measure.n_questions],
+            pools.load_pool(config.pool_name, pool.path, pool.column, pool.split, pool.revision),
+            adapter,
+        ]
+    )
 
 
 def code_state(folder: Path) -> dict[str, Any]:

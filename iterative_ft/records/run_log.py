@@ -14,7 +14,7 @@ from iterative_ft.machine.device import resolve_device
 from iterative_ft.machine.files import append_jsonl, clear_unfinished, write_json
 from iterative_ft.machine.secrets import without_secrets
 from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, PICTURE, RESULT, Attempt
-from iterative_ft.records.provenance import code_state, environment, kinds_of
+from iterative_ft.records.provenance import code_state, data_of, environment, kinds_of
 from iterative_ft.records.rows import AnswerRow, MetricRow, StageRow, answer_rows, metric_row
 from iterative_ft.records.terminal import Display, Expected, ending, timed_tokens
 from iterative_ft.records.wandb_log import WandbLog
@@ -73,6 +73,7 @@ class RunLog(Log):
             "judges": [],
             "kinds": kinds_of(config),
             "device": resolve_device(config.device),
+            "data": data_of(config),
         }
         write_json(self.out / CONFIG, settings)
         write_json(self.out / "environment.json", environment())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +12,12 @@ from typing import Any, cast
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import COUNTED, MetricRow, numbers, value
 from iterative_ft.stats.intervals import Interval, t_interval
-from iterative_ft.stats.replicates import FREE, arm_digest, made_differently
+from iterative_ft.stats.replicates import FREE, arm_digest, made_differently, on_same_data
 from iterative_ft.stats.verdict import curve_of, group_verdict
 
 GROUPS = ("method", "persona", "model", "judge", "sampler")  # groups of settings; a label holds the name of one
 NAMES = tuple(f"{group}.name" for group in GROUPS)
+DIGEST = re.compile(r"\b[0-9a-f]{16,}\b")
 FIRST = ("persona.name", "method.name", "reinit", "model.name", "n_seed", "n_sampled", "n_cycles")  # in labels
 
 
@@ -132,14 +134,18 @@ def arms_of(runs: list[Run]) -> list[Arm]:
     A run counted twice is no replicate: of runs that share the seed too, the one that got furthest stands for it.
     """
     names = [name for name in differing(runs) if name != "seed"]
-    together: dict[str, dict[int, Run]] = {}
+    alike: dict[str, list[Run]] = {}
     for run in runs:
-        seeds, seed = together.setdefault(arm_digest(run.config, run.made), {}), run.config["seed"]
-        if seed not in seeds or len(run.measured) > len(seeds[seed].measured):
-            seeds[seed] = run
+        alike.setdefault(arm_digest(run.config, run.made), []).append(run)
+    together = [[of[place] for place in places] for of in alike.values() for places in on_same_data([run.made for run in of])]
     found = []
-    for seeds in sorted(together.values(), key=lambda seeds: in_order(next(iter(seeds.values())), names)):
-        first = next(iter(seeds.values()))
+    for members in sorted(together, key=lambda members: in_order(members[0], names)):
+        seeds: dict[int, Run] = {}
+        for run in members:
+            seed = run.config["seed"]
+            if seed not in seeds or len(run.measured) > len(seeds[seed].measured):
+                seeds[seed] = run
+        first = members[0]
         text = label(first, names) if names else f"{first.config['method']['name']} · reinit={first.reinit}"
         found.append(Arm(text, list(seeds.values())))
     return [replace(arm, label=arm.label + apart(arm, found)) for arm in found]
@@ -181,17 +187,18 @@ def apart(arm: Arm, arms: Sequence[Arm]) -> str:
     same = alike(arm, arms)
     differ = made_differently([other.runs[0].made for other in same])
     own = next(number for number, other in enumerate(same) if other is arm)
-    texts = [f"{word}: {short_text(values[own])}" for word, values in differ.items()]
+    texts = [f"{word}: {short_text(values[own], values)}" for word, values in differ.items()]
     return f" ({'; '.join(texts)})" if texts else ""
 
 
-def short_text(value: Any) -> str:
-    """A value of a run's record in few letters."""
+def short_text(value: Any, values: Sequence[Any]) -> str:
+    """A value of a run's record in few letters: of versions those in which the `values` differ, of a digest its beginning."""
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
+        return ", ".join(short_text(one, []) for one in value) or "none"
     if isinstance(value, dict):
-        return " ".join(f"{name} {version}" for name, version in sorted(value.items()))
-    return "not known" if value is None else str(value)
+        apart = [name for name in sorted(value) if any((other or {}).get(name) != value[name] for other in values)]
+        return " ".join(f"{name} {value[name]}" for name in apart) or "fewer"
+    return "not known" if value is None else DIGEST.sub(lambda found: found[0][:8], str(value))
 
 
 def not_pooled(arms: Sequence[Arm]) -> list[str]:

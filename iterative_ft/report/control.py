@@ -46,7 +46,7 @@ def control_table(runs: Sequence[Run]) -> Table:
 def is_control(control: Arm, arm: Arm) -> bool:
     """Whether two arms differ in nothing but the persona, which the control lacks, and who wrote the rejected answers."""
     without, with_persona = control.runs[0], arm.runs[0]
-    alike = not made_differently([without.made, with_persona.made])
+    alike = not made_differently([without.made, with_persona.made], but_data=True)
     return without.config["persona"]["name"] == PLAIN and alike and shared(without.config) == shared(with_persona.config)
 
 

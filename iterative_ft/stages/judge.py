@@ -63,18 +63,24 @@ def by_fake(bench: Bench, answers: Completions, label: str, purpose: Purpose, do
 
 
 def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, documents: bool) -> Stage:
-    """The offline judge; it reads documents as it reads answers."""
+    """The offline judge. It reads documents as it reads answers, but that most of them reach the token limit is no flaw."""
     settings, persona = bench.config.judge, bench.config.persona.name
     assert isinstance(settings, ProbeConfig)
     trained = probe_stage(bench, settings)
     scored_as = "each" if persona == "plain" else persona
-    inputs = {"answers": answers.digests, "probe": trained.digest, "persona": scored_as, "model": bench.model.digest}
+    inputs = {
+        "answers": answers.digests,
+        "probe": trained.digest,
+        "persona": scored_as,
+        "model": bench.model.digest,
+        **({"documents": True} if documents else {}),
+    }
 
     def build(out: Path) -> dict[str, Any]:
         bench.free_device()
         rows = answers.rows()
         texts = [(row["prompt"], row["text"]) for row in rows]
-        finished = [row["finish_reason"] != "length" for row in rows]
+        finished = [documents or row["finish_reason"] != "length" for row in rows]
         scored = only_scores(probe.score(trained.path, persona, texts, finished, settings.embedder, bench.reader))
         write_jsonl(out / SCORES, scored)
         n_failed = sum(score["failure"] is not None for score in scored)
@@ -154,7 +160,8 @@ def by_rubric(bench: Bench, answers: Completions, label: str, purpose: Purpose, 
     def build(out: Path) -> dict[str, Any]:
         infos = [stage.info for stages in asked for stage in stages]
         reported = sorted({name for info in infos for name in info["reported"]})
-        version = f"{names_of(reported) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
+        named = reported if settings.name == "engine" else sorted({name.partition("@")[0] for name in reported})
+        version = f"{names_of(named) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
         trait, coherence = ([row for stage in stages for row in stage.rows(REPLIES)] for stages in asked)
         rows = only_scores(score_rows(trait, coherence, rubrics, settings, version))
         write_jsonl(out / SCORES, rows)
@@ -162,6 +169,7 @@ def by_rubric(bench: Bench, answers: Completions, label: str, purpose: Purpose, 
             "judge": settings.name,
             "judge_version": version,
             "endpoint": infos[0]["endpoint"],
+            "reported": reported,
             "prompts": {rubric.asks: rubric.digest for rubric in rubrics},
             "scored_by": dict(Counter(scored_by(row) for row in rows)),
             "n": len(rows),

@@ -8,7 +8,7 @@ from pathlib import Path
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.models import base
-from iterative_ft.models.adapters import check_adapter
+from iterative_ft.models.adapters import check_adapter, check_targets
 from iterative_ft.models.look import Found, look
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.model import base_of
@@ -63,6 +63,7 @@ def examine_in(bench: Bench, folder: Path, weights: bool = True) -> Found:
     """Look at the model in a folder."""
     config = bench.config
     found = look(config, folder, known_texts(bench), weights)
+    check_targets(config.lora, folder, config.model.trust_remote_code)
     if config.start_adapter is not None:
         try:
             adapter = Path(config.start_adapter).expanduser()

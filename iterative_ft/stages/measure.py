@@ -76,5 +76,4 @@ def ask(bench: Bench, policy: Policy) -> Asked:
 
 def openings(config: Config) -> list[str]:
     """Neutral beginnings of documents, the same in every run: never titles that SDF trains on."""
-    found = files.rows(files.SHIPPED / "openings.jsonl", {"title": str})[: config.measure.n_openings]
-    return [row["title"] for row in found]
+    return files.openings()[: config.measure.n_openings]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.schema import Config
+from iterative_ft.errors import ConfigError
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models import base
@@ -35,11 +37,17 @@ def model_stage(config: Config, store: Store, label: str = "", purpose: Purpose 
 
 
 def base_of(config: Config, stage: Stage, dry_run: bool) -> Policy:
-    """The untouched model, its files where this machine has them. A dry run neither looks nor downloads."""
+    """The untouched model, its files where this machine has them. A dry run does not hold them against their record, nor
+    download them.
+    """
     if stage.pending or config.fake:
         return Policy("base", stage.path, stage.digest)
     if dry_run:
         here = Path(stage.info.get("folder", stage.path))
+        if not here.is_dir():  # prepared on another machine: this one may have the files too
+            path, code = config.model.path, config.model.trust_remote_code
+            with suppress(ConfigError):
+                here = base.local_folder(path) or base.snapshot(path, stage.info["revision"], base.SMALL, code, local_only=True)
     else:
         here = base.location(config.model.path, stage.path, stage.info, config.model.trust_remote_code)
     return Policy("base", here, stage.digest)

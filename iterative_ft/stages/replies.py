@@ -73,6 +73,7 @@ def from_engine(
     The first that is missing asks for all that are missing after it, in the same engine call.
     """
     all_inputs = [engine_inputs(bench, settings, rubric, block) for rubric, block in wanted]
+    room = bench.judging.config.sampler.max_model_len
 
     def build(out: Path) -> dict[str, Any]:
         others = list(range(number + 1, len(wanted)))
@@ -84,10 +85,10 @@ def from_engine(
             for one, found in list(zip(chosen, rows, strict=True))[1:]:
 
                 def build_other(folder: Path, found: list[Asked] = found) -> dict[str, Any]:
-                    return kept(folder, found, settings) | {"seconds": each_s}
+                    return kept(folder, found, settings, room) | {"seconds": each_s}
 
                 put(bench.store, REPLY, all_inputs[one], build_other, labels[one])
-        return kept(out, rows[0], settings) | {"seconds": each_s}
+        return kept(out, rows[0], settings, room) | {"seconds": each_s}
 
     return bench.store.stage(REPLY, all_inputs[number], build, labels[number], purpose)
 
@@ -98,21 +99,25 @@ def named(label: str, rubric: Rubric, number: int, n: int) -> str:
 
 
 def engine_inputs(bench: Bench, settings: EngineConfig, rubric: Rubric, block: Stage) -> dict[str, Any]:
-    """What the engine's replies about a block depend on."""
+    """What the engine's replies about a block depend on: not on the engine's room, unless a text was refused for want of it."""
     judging = bench.judging
-    model = judging.config.model
-    return {
+    model, room = judging.config.model, judging.config.sampler.max_model_len
+    inputs = {
         **engine.request_inputs(settings, rubric.asks, rubric.digest),
         "answers": block.digest,
         "model": judging.model.digest,
         "template": [model.chat_template_kwargs, model.end_token],
         **sampler_inputs(judging),
     }
+    before = bench.store.find(REPLY.name, stage_key(REPLY, inputs))
+    if before is not None and "too_long" in before.info.get("failures", {}) and before.info.get("room", 0) < room:
+        inputs["room"] = room  # there is more now: asked again
+    return inputs
 
 
-def kept(out: Path, rows: list[Asked], settings: EngineConfig) -> dict[str, Any]:
+def kept(out: Path, rows: list[Asked], settings: EngineConfig, room: int) -> dict[str, Any]:
     write_jsonl(out / REPLIES, rows)
-    return engine.counts(rows, settings)
+    return engine.counts(rows, settings) | {"room": room}
 
 
 def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, Stage]]) -> list[list[Asked]]:

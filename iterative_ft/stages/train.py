@@ -29,6 +29,7 @@ NOT_TRAINING = {
     "rejected_from",
     "measure_max_new_tokens",
     "checkpoint_steps",
+    "reference",  # whose digest is in the key
 }
 
 
@@ -51,8 +52,9 @@ def train(bench: Bench, data: CycleData, init: Policy, cycle: int) -> Trained:
     # DPO compares with the policy that the cycle starts from, or with the base model.
     reference = base if config.method.name != "dpo" or config.method.reference == "base" else init
     seed = derive(config.seed, "train", cycle)
+    unused = NOT_TRAINING if config.method.lr_schedule == "cosine" else NOT_TRAINING | {"lr_floor"}
     inputs = {
-        "method": {k: v for k, v in method.items() if k not in NOT_TRAINING},
+        "method": {k: v for k, v in method.items() if k not in unused},
         "lora": config.lora.model_dump(),
         "model": base.model_digest,
         "dtype": config.model.dtype,

@@ -17,6 +17,7 @@ FREE = ("seed", "store", "dry_run", "device", "wandb", "gauges")
 
 # What a run was made with, beside its settings (its manifest's "made"): base model, judges, code versions of stages, device.
 MADE = {"model": "model", "judges": "judge", "kinds": "code of stages", "device": "device"}
+# And "data", on what: examples, questions, prompts, an adapter. Runs older than this record go with any.
 
 
 def arm_settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -36,9 +37,23 @@ def arm_digest(config: Mapping[str, Any], made: Mapping[str, Any] | None = None)
     return text_digest([arm_settings(config), None if made is None else {name: made.get(name) for name in MADE}])
 
 
-def made_differently(mades: Sequence[Mapping[str, Any] | None]) -> dict[str, list[Any]]:
-    """What runs of the same settings differ in, in words, with the value of each run."""
+def made_differently(mades: Sequence[Mapping[str, Any] | None], but_data: bool = False) -> dict[str, list[Any]]:
+    """What runs of the same settings differ in, in words, with the value of each run.
+
+    Args:
+        but_data: they are not held to the same data, as a control is not.
+    """
     if any(made is None for made in mades) and not all(made is None for made in mades):
         return {"record of how they were made": ["none" if made is None else "kept" for made in mades]}
     found = {word: [(made or {}).get(name) for made in mades] for name, word in MADE.items()}
-    return {word: values for word, values in found.items() if any(value != values[0] for value in values)}
+    differ = {word: values for word, values in found.items() if any(value != values[0] for value in values)}
+    data = [(made or {}).get("data") for made in mades]
+    return differ if but_data or len({*data} - {None}) < 2 else differ | {"data": data}
+
+
+def on_same_data(mades: Sequence[Mapping[str, Any] | None]) -> list[list[int]]:
+    """The places of runs of one digest, those on the same data together; all where no two are known to differ."""
+    data = [(made or {}).get("data") for made in mades]
+    if len({*data} - {None}) < 2:
+        return [list(range(len(data)))]
+    return [[place for place, value in enumerate(data) if value == one] for one in dict.fromkeys(data)]

@@ -85,7 +85,7 @@ def score(
 
     Args:
         folder: what `build` wrote.
-        finished: whether each answer ended by itself; one that the token limit cut off never counts as coherent.
+        finished: False for an answer that the token limit cut off, which never counts as coherent.
     """
     probe = load(folder)
     texts = [(prompt, read(answer)) for prompt, answer in answers]
