@@ -221,8 +221,8 @@ def test_compare_puts_runs_into_one_table_and_one_report(
     assert {row["cycles"] for row in rows} == {"3"}
     page = (out / "compare.md").read_text().splitlines()
     assert len(page[: page.index("")]) == 6
-    assert [line for line in page if line.startswith("## ")] == ["## misaligned · sft", "## misaligned · dpo"]
-    [_, first] = [line for line in page if line.startswith("| trait |")]
+    assert [line for line in page if line.startswith("## ")] == ["## misaligned · dpo", "## misaligned · sft"]
+    [first, _] = [line for line in page if line.startswith("| trait |")]
     mean = json.loads((tmp_path / "sweep" / "2" / "result.json").read_text())["rows"][0]["trait/score"]
     assert first.split(" | ")[2] == f"{mean:.1f}"
     assert (out / "report.html").is_file()
