@@ -221,7 +221,7 @@ def test_invalid_cycle_is_marked(three: list[Path], tmp_path: Path) -> None:
     outline = Outline(write_page(three[:1], tmp_path / "report.html"))
     assert "pt invalid" in outline.values("class")
     assert any("cycle 1" in tip and tip.endswith("(invalid: too many judge failures)") for tip in outline.values("data-tip"))
-    assert "cycle 1 (invalid)" in outline.text
+    assert "cycle 1 (invalid: too many judge failures)" in outline.text
     assert outline.data["runs"][0]["invalid"] == [1]
 
 

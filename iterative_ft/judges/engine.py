@@ -14,7 +14,7 @@ from typing import Any
 from iterative_ft.config.schema import EngineConfig
 from iterative_ft.judges.rubric.grades import left_open
 from iterative_ft.judges.rubric.numbers import writes_whole_numbers
-from iterative_ft.judges.rubric.recorded import NEVER, Asked, Reply, recorded
+from iterative_ft.judges.rubric.recorded import NEVER, Asked, Reply, counted, recorded
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def reply_of(written: Written, token_text: Callable[[int], str], model: str, ver
         failure = "no_logprobs"
     elif written.top is not None:
         tokens = [position(token, top, texts) for token, top in zip(written.ids, written.top, strict=True)]
-        if tokens and not all(chance_like(p) for found in tokens for p in (found["logprob"], *(p for _, p in found["top"]))):
+        if tokens and not all(math.isfinite(p) for found in tokens for p in (found["logprob"], *(p for _, p in found["top"]))):
             failure, tokens = "bad_logprobs", None
     return Reply(
         failure=failure,
@@ -119,23 +119,6 @@ def floor(logprob: float) -> float:
     return NEVER if logprob == -math.inf else float(logprob)
 
 
-def chance_like(logprob: float) -> bool:
-    return math.isfinite(logprob)
-
-
 def counts(rows: Sequence[Asked], settings: EngineConfig) -> dict[str, Any]:
     """Calls and tokens of a block's replies, for the stage's manifest."""
-    replies = [reply for row in rows for reply in row["replies"]]
-    failures = [reply["failure"] for reply in replies if reply["failure"] is not None]
-    return {
-        "judge": "engine",
-        "endpoint": "engine",
-        "model": settings.model,
-        "reported": sorted({f"{r['model']}@{r['system_fingerprint']}" for r in replies}),
-        "n": len(rows),
-        "n_calls": len(replies),
-        "n_attempts": sum(r["n_attempts"] for r in replies),
-        "failures": {name: failures.count(name) for name in sorted(set(failures))},
-        "prompt_tokens": sum(r["n_prompt_tokens"] for r in replies),
-        "completion_tokens": sum(r["n_completion_tokens"] for r in replies),
-    }
+    return {"judge": "engine", "endpoint": "engine", "model": settings.model, **counted(rows)}

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -141,13 +141,9 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def file_digests(folder: Path, without: Sequence[str] = ()) -> dict[str, str]:
-    """Path below `folder` -> sha256 of every finished file but those that are named in `without`."""
-    files = sorted(
-        p
-        for p in folder.rglob("*")
-        if p.is_file() and not p.name.startswith(LEFTOVERS) and p.relative_to(folder).as_posix() not in without
-    )
+def file_digests(folder: Path) -> dict[str, str]:
+    """Path below `folder` -> sha256 of every finished file."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(LEFTOVERS))
     return {p.relative_to(folder).as_posix(): file_sha256(p) for p in files}
 
 

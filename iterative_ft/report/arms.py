@@ -75,9 +75,9 @@ def present(rows: Sequence[MetricRow], name: str) -> list[float]:
     return [number for number in (value(row, name) for row in rows) if number is not None]
 
 
-def change(verdict: Mapping[str, Any] | None, name: str = "trait_change") -> Interval | None:
-    """A verdict's change from cycle 0 to the last, or its trend, as an interval."""
-    values = (verdict or {}).get(name)
+def change(verdict: Mapping[str, Any] | None) -> Interval | None:
+    """A verdict's change of the trait from cycle 0 to the last, as an interval."""
+    values = (verdict or {}).get("trait_change")
     return None if values is None else Interval(values["mean"], values["low"], values["high"], values["n"])
 
 

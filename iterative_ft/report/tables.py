@@ -14,7 +14,7 @@ from iterative_ft.records.read import Run
 from iterative_ft.records.rows import OF_PERSONA, value
 from iterative_ft.report.arms import Arm, differing, flat
 from iterative_ft.report.axes import number_text
-from iterative_ft.report.series import SCORES, by_cycle, cycle_name, score_text
+from iterative_ft.report.series import SCORES, by_cycle, cycle_name, doubts, score_text
 
 GAUGES = {
     "trait/score_coherent": "trait, coherent answers only",
@@ -76,8 +76,7 @@ def score_table(arms: list[Arm]) -> Table:
     rows = []
     for arm in arms:
         for row in arm.rows():
-            policy = cycle_name(row["cycle"]) + (" (invalid)" if row.get("judge/invalid") else "")
-            policy += " (judge not validated on such texts)" if row.get("judge/not_validated") else ""
+            policy = cycle_name(row["cycle"]) + doubts(row)
             share = value(row, "judge/unfamiliar_share")
             shown = "n/a" if share is None else f"{share:.0%}"
             rows.append([arm.label, policy, *(score_text(row, name) for name in SCORES), shown, str(row["n_runs"])])

@@ -29,7 +29,7 @@ class TransformersSampler:
 
     def __init__(self, config: Config, device: str, codec: Any) -> None:
         assert isinstance(config.sampler, TransformersConfig)
-        self.config, self.settings, self.device, self.codec = config, config.sampler, device, codec
+        self.config, self.device, self.codec = config, device, codec
         self.dtype = served_dtype(config.sampler.dtype, device)
         self.base: Any = None
         self.model: Any = None

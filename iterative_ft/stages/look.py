@@ -78,9 +78,10 @@ class FirstLook:
     """The look that comes before a run's work: at once where the model is on this machine, else when it was unpacked."""
 
     def __init__(self, config: Config, planned: Sequence[Event]) -> None:
-        found = examine(config) if not config.fake and unseen_work(planned) else None
+        due = not config.fake and unseen_work(planned)
+        found = examine(config) if due else None
         say(found)
-        self.is_due = found is None and not config.fake and unseen_work(planned)
+        self.is_due = due and found is None
 
     def at_stored(self, bench: Bench) -> None:
         """Look at the model that a stage of this run holds by now. It comes too late to be a mistake in the command alone."""

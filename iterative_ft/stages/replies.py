@@ -14,7 +14,7 @@ from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, Asked, Reply
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.sampling.interface import Block, Params, Request
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.blocks import ANSWERS, sampler_inputs
+from iterative_ft.stages.blocks import ANSWERS, Order, sampler_inputs
 from iterative_ft.store import Kind, Purpose, Stage, stage_key
 from iterative_ft.store.ahead import claimed, put
 
@@ -38,7 +38,11 @@ def replies(
     assert isinstance(settings, EngineConfig)
     wanted = [(rubric, block) for rubric in rubrics for block in blocks]
     labels = [named(label, rubric, number, len(blocks)) for rubric in rubrics for number in range(len(blocks))]
-    found = [from_engine(bench, settings, number, wanted, labels, purpose) for number in range(len(wanted))]
+    orders = [
+        Order(REPLY, engine_inputs(bench, settings, rubric, block), name)
+        for (rubric, block), name in zip(wanted, labels, strict=True)
+    ]
+    found = [from_engine(bench, settings, number, wanted, orders, purpose) for number in range(len(wanted))]
     return [found[: len(blocks)], found[len(blocks) :]]
 
 
@@ -66,18 +70,17 @@ def texts_of(block: Stage) -> list[tuple[str, str]]:
 
 
 def from_engine(
-    bench: Bench, settings: EngineConfig, number: int, wanted: list[tuple[Rubric, Stage]], labels: list[str], purpose: Purpose
+    bench: Bench, settings: EngineConfig, number: int, wanted: list[tuple[Rubric, Stage]], orders: list[Order], purpose: Purpose
 ) -> Stage:
     """What the engine said about one block of answers by one rubric.
 
     The first that is missing asks for all that are missing after it, in the same engine call.
     """
-    all_inputs = [engine_inputs(bench, settings, rubric, block) for rubric, block in wanted]
     room = bench.judging.config.sampler.max_model_len
 
     def build(out: Path) -> dict[str, Any]:
         others = list(range(number + 1, len(wanted)))
-        with claimed(bench.store, [(REPLY, all_inputs[other]) for other in others]) as mine:
+        with claimed(bench.store, [(REPLY, orders[other].inputs) for other in others]) as mine:
             chosen = [number, *(others[place] for place in mine)]
             started = time.monotonic()
             rows = ask_engine(bench, settings, [wanted[one] for one in chosen])
@@ -87,10 +90,10 @@ def from_engine(
                 def build_other(folder: Path, found: list[Asked] = found) -> dict[str, Any]:
                     return kept(folder, found, settings, room) | {"seconds": each_s}
 
-                put(bench.store, REPLY, all_inputs[one], build_other, labels[one])
+                put(bench.store, REPLY, orders[one].inputs, build_other, orders[one].label)
         return kept(out, rows[0], settings, room) | {"seconds": each_s}
 
-    return bench.store.stage(REPLY, all_inputs[number], build, labels[number], purpose)
+    return bench.store.stage(REPLY, orders[number].inputs, build, orders[number].label, purpose)
 
 
 def named(label: str, rubric: Rubric, number: int, n: int) -> str:

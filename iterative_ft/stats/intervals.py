@@ -34,7 +34,7 @@ class Interval:
     """Units (questions, or training seeds) the interval rests on."""
 
 
-def over_questions(values: Sequence[float | None], questions: Sequence[str], level: float = LEVEL) -> Interval | None:
+def over_questions(values: Sequence[float | None], questions: Sequence[str]) -> Interval | None:
     """Interval of one policy's mean score (0-100) over question means; missing values are left out.
 
     None when nothing was scored; with a single question the interval is the whole scale.
@@ -42,7 +42,7 @@ def over_questions(values: Sequence[float | None], questions: Sequence[str], lev
     means = np.asarray(list(question_means(values, questions).values()))
     if not len(means):
         return None
-    mean, low, high = bounds(means[None, :], level, (0.0, 100.0), UNSEEN_SCORE)
+    mean, low, high = bounds(means[None, :], LEVEL, (0.0, 100.0), UNSEEN_SCORE)
     return Interval(float(mean), float(low), float(high), len(means))
 
 
@@ -86,7 +86,7 @@ def near_limit(means: np.ndarray) -> np.ndarray:
     return np.asarray((np.min(means, -1) < NEAR_LIMIT) | (np.max(means, -1) > 100 - NEAR_LIMIT))
 
 
-def of_changes(changes: np.ndarray, skewed: bool = False, level: float = LEVEL) -> Interval | None:
+def of_changes(changes: np.ndarray, skewed: bool = False) -> Interval | None:
     """Interval of a mean change, or of any other contrast of cycles.
 
     Args:
@@ -97,7 +97,7 @@ def of_changes(changes: np.ndarray, skewed: bool = False, level: float = LEVEL) 
     n_seeds, n_questions = complete.shape
     if n_questions == 0:
         return None
-    mean, low, high = bounds(complete, level, skewed=np.asarray(skewed))
+    mean, low, high = bounds(complete, skewed=np.asarray(skewed))
     return Interval(float(mean), float(low), float(high), n_seeds if n_seeds > 1 else n_questions)
 
 

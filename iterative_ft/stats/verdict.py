@@ -114,12 +114,12 @@ def unfamiliar_share(distances: Iterable[float | None]) -> float | None:
     return sum(distance > 1 for distance in known) / len(known) if known else None
 
 
-def run_verdict(curve: Curve, margin: float = MARGIN) -> Verdict:
+def run_verdict(curve: Curve) -> Verdict:
     """What became of the trait in one run. It speaks of that run alone."""
-    return assess([curve], margin, "this run only (one training seed)")
+    return assess([curve], MARGIN, "this run only (one training seed)")
 
 
-def group_verdict(curves: Sequence[Curve], margin: float = MARGIN) -> Verdict:
+def group_verdict(curves: Sequence[Curve]) -> Verdict:
     """What became of the trait over training seeds of one arm: the seed is the unit.
 
     One curve gives the run's verdict; two are labelled as too few for a general claim. Curves of different arms, or two of one
@@ -128,7 +128,7 @@ def group_verdict(curves: Sequence[Curve], margin: float = MARGIN) -> Verdict:
     if not curves:
         raise RunError("a verdict over training seeds needs at least one run")
     if len(curves) == 1:
-        return run_verdict(curves[0], margin)
+        return run_verdict(curves[0])
     if len({curve.arm for curve in curves}) > 1:
         raise RunError(
             f"{', '.join(c.name for c in curves)} differ in more than their seed (settings, judge, base model, code or "
@@ -143,7 +143,7 @@ def group_verdict(curves: Sequence[Curve], margin: float = MARGIN) -> Verdict:
         if n >= GENERAL_SEEDS
         else f"these {n} runs only ({n} training seeds; a general claim needs {GENERAL_SEEDS} or more)"
     )
-    return assess(aligned(curves), margin, speaks_of)
+    return assess(aligned(curves), MARGIN, speaks_of)
 
 
 def aligned(curves: Sequence[Curve]) -> list[Curve]:

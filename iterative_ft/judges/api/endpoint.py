@@ -1,7 +1,7 @@
 """One OpenAI-compatible endpoint: ask it, and get a reply or the name of what went wrong. Never a made-up answer.
 
 Waiting, retrying and giving up happen here; how a call is kept within its limits in transport.py; what a reply means is decided
-in completion.py, numbers.py and replies.py.
+in completion.py, rubric/grades.py and rubric/numbers.py.
 """
 
 from __future__ import annotations

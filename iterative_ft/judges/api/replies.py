@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from iterative_ft.judges.api.endpoint import Endpoint, address, altered_fields
 from iterative_ft.judges.rubric.grades import left_open
 from iterative_ft.judges.rubric.numbers import writes_whole_numbers
 from iterative_ft.judges.rubric.prompts import Rubric
-from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, Asked, is_whole, left_behind, recorded, succeeded
+from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, Asked, counted, is_whole, left_behind, recorded, succeeded
 from iterative_ft.machine.files import write_jsonl
 
 # Settings that decide what is said; the rest (waits, retries, prices) may change without asking again.
@@ -122,20 +121,8 @@ def down(config: ApiConfig, row: Asked, n: int, detail: str) -> str:
 
 def counts(config: ApiConfig, rubric: Rubric, rows: list[Asked]) -> dict[str, Any]:
     """Identity, calls, tokens and cost of a block's replies, for the stage's manifest."""
-    replies = [reply for row in rows for reply in row["replies"]]
-    info: dict[str, Any] = {
-        "judge": "api",
-        "endpoint": address(config),
-        "model": config.model,
-        "reported": sorted({f"{r['model']}@{r['system_fingerprint']}" for r in replies if r["model"] is not None}),
-        "prompts": rubric.digest,
-        "n": len(rows),
-        "n_calls": len(replies),
-        "n_attempts": sum(r["n_attempts"] for r in replies),
-        "failures": dict(Counter(r["failure"] for r in replies if r["failure"] is not None)),
-        "prompt_tokens": sum(r["n_prompt_tokens"] for r in replies),
-        "completion_tokens": sum(r["n_completion_tokens"] for r in replies),
-    }
+    known = {"judge": "api", "endpoint": address(config), "model": config.model, "prompts": rubric.digest}
+    info: dict[str, Any] = known | counted(rows)
     prices = config.usd_per_million_prompt_tokens, config.usd_per_million_completion_tokens
     if prices[0] is not None and prices[1] is not None:
         info["cost_usd"] = round((prices[0] * info["prompt_tokens"] + prices[1] * info["completion_tokens"]) / 1e6, 6)

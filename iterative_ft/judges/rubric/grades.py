@@ -25,11 +25,9 @@ class Grade:
     """Probability that the reply is a whole number on the scale; None where the endpoint gave no distribution."""
 
 
-def usable(reply: Reply, started: str = "") -> bool:
-    """Whether a reply's tokens can be walked."""
-    if reply.failure is not None or not reply.tokens:
-        return False
-    return sound(reply.tokens) and agrees(reply.tokens, reply.text, started)
+def usable(tokens: list[dict[str, Any]] | None, text: str, started: str = "") -> bool:
+    """Whether a reply's tokens can be walked: there are some, and they spell its text."""
+    return tokens is not None and len(tokens) > 0 and sound(tokens) and agrees(tokens, text, started)
 
 
 def left_open(reply: Reply, top: int, whole: bool, started: str = "", weight: float = 1.0) -> dict[str, float]:
@@ -40,9 +38,8 @@ def left_open(reply: Reply, top: int, whole: bool, started: str = "", weight: fl
         whole: whether the judge's tokenizer writes numbers of several digits as one token.
         started, weight: digits that were written when the judge was asked, and their probability.
     """
-    if not usable(reply, started):
+    if reply.failure is not None or reply.tokens is None or not usable(reply.tokens, reply.text, started):
         return {}
-    assert reply.tokens is not None
     found = walk(reply.tokens, top, whole, started, weight).open
     return {digits: p for digits, p in found.items() if len(digits) > len(started) and p >= SMALL_BRANCH}
 
@@ -61,7 +58,7 @@ def grade(row: Asked, rubric: Rubric, config: ApiConfig | EngineConfig, whole: b
     word, tokens = first["text"].strip(" \n\t.\"'*").upper(), first["tokens"]
     if not word:
         return Grade(None, "empty")
-    doubtful = tokens is not None and not (sound(tokens) and agrees(tokens, first["text"]))
+    doubtful = tokens is not None and not usable(tokens, first["text"])
     if word in rubric.marks:
         return Grade(None, "bad_logprobs") if doubtful else Grade(None, mark=word.lower())
     number = written(first["text"])
@@ -87,9 +84,7 @@ def grade(row: Asked, rubric: Rubric, config: ApiConfig | EngineConfig, whole: b
 def follow(tree: Tree, reply: dict[str, Any], top: int, whole: bool) -> None:
     """Put in place of open leading digits what the judge said when it was asked to go on from them."""
     started = reply["started"]
-    if reply["failure"] is not None or not reply["tokens"] or started not in tree.open:
-        return
-    if not sound(reply["tokens"]) or not agrees(reply["tokens"], reply["text"], started):
+    if reply["failure"] is not None or started not in tree.open or not usable(reply["tokens"], reply["text"], started):
         return
     branch = walk(reply["tokens"], top, whole, started, tree.open.pop(started))
     for number, p in branch.numbers.items():
@@ -107,7 +102,7 @@ def score_rows(
 ) -> list[Score]:
     """Rows of scores.jsonl, one an answer. Where either request failed there is no score at all, only the failure's name."""
     replies = [r for row in (*trait, *coherence) for r in row["replies"]]
-    told = [r for r in replies if r["tokens"] and sound(r["tokens"]) and agrees(r["tokens"], r["text"], r["started"])]
+    told = [r for r in replies if usable(r["tokens"], r["text"], r["started"])]
     whole = any(writes_whole_numbers(r["tokens"]) for r in told)
     found: list[Score] = []
     for pair in zip(trait, coherence, strict=True):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -55,6 +57,20 @@ def recorded(reply: Reply, started: str, weight: float) -> dict[str, Any]:
 def succeeded(row: Asked) -> bool:
     """Whether every call about an answer brought a reply, whatever it says."""
     return all(reply["failure"] in HAD for reply in row["replies"])
+
+
+def counted(rows: Sequence[Asked]) -> dict[str, Any]:
+    """Who replied about a block, calls, failures and tokens, for the stage's manifest."""
+    replies = [reply for row in rows for reply in row["replies"]]
+    return {
+        "reported": sorted({f"{r['model']}@{r['system_fingerprint']}" for r in replies if r["model"] is not None}),
+        "n": len(rows),
+        "n_calls": len(replies),
+        "n_attempts": sum(r["n_attempts"] for r in replies),
+        "failures": dict(Counter(r["failure"] for r in replies if r["failure"] is not None)),
+        "prompt_tokens": sum(r["n_prompt_tokens"] for r in replies),
+        "completion_tokens": sum(r["n_completion_tokens"] for r in replies),
+    }
 
 
 def left_behind(partial: Path, n: int) -> list[Asked]:
