@@ -5,7 +5,6 @@ It imports nothing heavy: Ctrl-C may come while Hydra is still being imported.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import signal
@@ -19,14 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.machine.disk import FULL, QUOTA, fault_of
 from iterative_ft.machine.secrets import without_secrets
 
 ERROR = "error.txt"  # the traceback of what ended a run, in its folder
 SAME_GESTURE_S = 1.0  # a second Ctrl-C within this time of the first asks for nothing new
 LONGEST = 600  # letters of a message: a value may be a whole book
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-NO_LEAVE = (errno.EROFS, errno.EACCES, errno.EPERM)
-FULL = "free space (python -m iterative_ft.store gc) and run the same command again to go on"
+FREEING = " (python -m iterative_ft.store gc)"
 KEPT = "all finished stages are kept"
 PRESSED: list[float] = []  # when Ctrl-C came first
 
@@ -104,15 +102,11 @@ def reason(error: object) -> str:
         return without_secrets(text)
     if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError",):
         return f"out of memory ({in_line(text) or 'no more was to be had'}): {KEPT}; lower method.batch_size or free memory"
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
-        return f"disk full{where(error)}: {KEPT}; {FULL}"
-    if isinstance(error, OSError) and error.errno in NO_LEAVE:
-        return f"no leave to write{where(error)} ({error.strerror}): {KEPT}; mend that and run the same command again to go on"
+    if isinstance(error, OSError) and (fault := fault_of(error)) is not None:
+        where = f" at {error.filename}" if error.filename is not None else ""
+        fix = fault.fix + (FREEING if fault in (FULL, QUOTA) else "")
+        return f"{fault.what}{where}: {KEPT}; {fix} and run the same command again to go on"
     return f"{type(error).__name__}: {in_line(text)}".rstrip(": ")
-
-
-def where(error: OSError) -> str:
-    return "" if error.filename is None else f" at {error.filename}"
 
 
 def in_line(text: str) -> str:
