@@ -216,6 +216,9 @@ def test_d5_attempts_of_a_run_are_one_wandb_run_and_no_row_comes_twice(
     assert wandb.rows[ids[0]][: len(numbers)] == numbers
     online(tmp_path, compose, "seed=1")
     assert wandb.started[-1]["id"] != ids[0], "other settings are another run"
+    monkeypatch.setattr(wandb_log, "kinds_of", lambda config: {"train": 99})
+    online(tmp_path, compose, "seed=1")
+    assert wandb.started[-1]["id"] != wandb.started[-2]["id"], "by other code it may have other rows"
 
 
 def test_d5_an_online_run_has_system_metrics_and_begins_before_anything_is_sampled(

@@ -14,6 +14,7 @@ from iterative_ft.config.wandb_rules import MOST_NAME, MOST_TAG, cut
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import read_object, text_digest, write_json
 from iterative_ft.machine.secrets import without_secrets
+from iterative_ft.records.provenance import environment, kinds_of
 
 IDENTITY = "wandb_run.json"  # in the run's folder: which W&B run its attempts are
 NOT_OF_A_RUN = ("store", "dry_run", "device", "wandb")  # settings that may change between the attempts of one run
@@ -78,18 +79,21 @@ class WandbLog:
         self.run.define_metric("train/global_step", hidden=True)
 
     def identity(self) -> str:
-        """The W&B run's id: the environment's (a W&B agent's), else the one in the folder, for as long as the settings stay."""
+        """The W&B run's id: the environment's (a W&B agent's), else the one in the folder, for as long as settings, code versions
+        and libraries stay: rows that the server has are not told again.
+        """
         given = os.environ.get("WANDB_RUN_ID") or None
         new = secrets.token_hex(4)
         if self.fresh:
             return new
-        settings = text_digest({k: v for k, v in self.config.model_dump(mode="json").items() if k not in NOT_OF_A_RUN})
+        settings = {k: v for k, v in self.config.model_dump(mode="json").items() if k not in NOT_OF_A_RUN}
+        made = text_digest([settings, kinds_of(self.config), environment()["libraries"]])
         file = self.folder / IDENTITY
         with suppress(RunError, OSError):
             saved = read_object(file)
-            if saved.get("settings") == settings and isinstance(saved.get("id"), str) and given in (None, saved["id"]):
+            if saved.get("made") == made and isinstance(saved.get("id"), str) and given in (None, saved["id"]):
                 return str(saved["id"])
-        write_json(file, {"id": given or new, "settings": settings})
+        write_json(file, {"id": given or new, "made": made})
         return given or new
 
     def row(self, row: Mapping[str, Any]) -> None:
