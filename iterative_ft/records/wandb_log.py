@@ -79,8 +79,8 @@ class WandbLog:
         self.run.define_metric("train/global_step", hidden=True)
 
     def identity(self) -> str:
-        """The W&B run's id: the environment's (a W&B agent's), else the one in the folder, for as long as settings, code versions
-        and libraries stay: rows that the server has are not told again.
+        """The W&B run's id: the environment's (a W&B agent's), else the one in the folder, for as long as settings, code
+        versions and libraries stay: rows that the server has are not told again.
         """
         given = os.environ.get("WANDB_RUN_ID") or None
         new = secrets.token_hex(4)
