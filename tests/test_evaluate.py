@@ -266,7 +266,7 @@ def test_compare_holds_each_arm_against_the_same_trait_in_a_run_without_a_person
             (run.folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fake_run("method=sft", folder="sweep/no control")
     runs = comparing.readable(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")).folders())
-    lines = control_table(runs).rows
+    lines = control_table(arms_of(runs)).rows
     assert [line[0] for line in lines] == ["misaligned", "misaligned"]  # SFT has no control here
     last = 10 * max(row["cycle"] for row in runs[0].measured)
     assert lines[0][4].startswith(f"{last + 1 - 5:+.1f} [")

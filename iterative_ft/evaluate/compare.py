@@ -59,7 +59,7 @@ def compare(task: Compare, command: str) -> Path:
     page += "".join(f"\n{note}\n" for note in notes)
     for (persona, method), of_subject in by_subject(arms).items():
         page += f"\n## {persona} · {method}\n\n{markdown_table(by_cycle(of_subject))}"
-    controls = control_table(runs)
+    controls = control_table(arms)
     if controls.rows:
         page += f"\n## Null controls\n\n{markdown_table([controls.head, *controls.rows])}"
     (out / "compare.md").write_text(page, encoding="utf-8")

@@ -18,13 +18,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.machine.disk import FULL, QUOTA, fault_of
+from iterative_ft.machine.disk import fault_of
 from iterative_ft.machine.secrets import without_secrets
 
 ERROR = "error.txt"  # the traceback of what ended a run, in its folder
 SAME_GESTURE_S = 1.0  # a second Ctrl-C within this time of the first asks for nothing new
 LONGEST = 600  # letters of a message: a value may be a whole book
-FREEING = " (python -m iterative_ft.store gc)"
+FREEING = "python -m iterative_ft.store gc"
 KEPT = "all finished stages are kept"
 PRESSED: list[float] = []  # when Ctrl-C came first
 
@@ -104,8 +104,7 @@ def reason(error: object) -> str:
         return f"out of memory ({in_line(text) or 'no more was to be had'}): {KEPT}; lower method.batch_size or free memory"
     if isinstance(error, OSError) and (fault := fault_of(error)) is not None:
         where = f" at {error.filename}" if error.filename is not None else ""
-        fix = fault.fix + (FREEING if fault in (FULL, QUOTA) else "")
-        return f"{fault.what}{where}: {KEPT}; {fix} and run the same command again to go on"
+        return f"{fault.what}{where}: {KEPT}; {fault.remedy(FREEING)}"
     return f"{type(error).__name__}: {in_line(text)}".rstrip(": ")
 
 

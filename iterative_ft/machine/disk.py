@@ -18,10 +18,17 @@ class Fault:
 
     what: str
     fix: str
+    room: bool = False
+    """Whether freeing space mends it."""
+
+    def remedy(self, free: str) -> str:
+        """What to do. `free`: a command that frees space, or ""."""
+        fix = f"{self.fix} ({free})" if free and self.room else self.fix
+        return f"{fix} and run the same command again to go on"
 
 
-FULL = Fault("disk full", "free space")
-QUOTA = Fault("disk quota exceeded", "free space or raise the quota")
+FULL = Fault("disk full", "free space", room=True)
+QUOTA = Fault("disk quota exceeded", "free space or raise the quota", room=True)
 READ_ONLY = Fault("read-only file system", "make it writable or name another folder")
 DENIED = Fault("permission denied", "make it writable for you or name another folder")
 FAULTS = {
@@ -78,5 +85,4 @@ def disk_faults_told(doing: str, kept: str, free: str = "") -> Iterator[None]:
             raise
         name = getattr(error, "filename", None)
         where = f" ({name})" if name is not None else ""
-        fix = f"{fault.fix} ({free})" if free and fault in (FULL, QUOTA) else fault.fix
-        raise RunError(f"{fault.what} while {doing}{where}: {kept}; {fix} and run the same command again to go on") from error
+        raise RunError(f"{fault.what} while {doing}{where}: {kept}; {fault.remedy(free)}") from error

@@ -148,15 +148,18 @@ def change_text(mean: float, low: float, high: float) -> str:
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
-def interval_text(row: MetricRow, name: str) -> str:
-    """ "48.2 [40.1, 56.3]", the score alone where it has no interval, "n/a" when nothing was scored, and a mark when too much
-    failed.
-    """
+def score_text(row: MetricRow, name: str) -> str:
+    """ "48.2 [40.1, 56.3]", the score alone where it has no interval, "n/a" when nothing was scored."""
     score, low, high = (value(row, f"{name}/{key}") for key in ("score", "low", "high"))
     if score is None:
         return "n/a"
-    mark = " INVALID" if row.get("judge/invalid") else ""
-    return f"{score:.1f}{mark}" if low is None or high is None else f"{score:.1f} [{low:.1f}, {high:.1f}]{mark}"
+    return f"{score:.1f}" if low is None or high is None else f"{score:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def interval_text(row: MetricRow, name: str) -> str:
+    """A score and its interval, with a mark when too much failed."""
+    scored = value(row, f"{name}/score") is not None
+    return score_text(row, name) + (" INVALID" if scored and row.get("judge/invalid") else "")
 
 
 def timed_tokens(info: dict[str, Any]) -> float:

@@ -134,10 +134,14 @@ def arms_of(runs: list[Run]) -> list[Arm]:
     A run counted twice is no replicate: of runs that share the seed too, the one that got furthest stands for it.
     """
     names = [name for name in differing(runs) if name != "seed"]
-    alike: dict[str, list[Run]] = {}
+    by_digest: dict[str, list[Run]] = {}
     for run in runs:
-        alike.setdefault(arm_digest(run.config, run.made), []).append(run)
-    together = [[of[place] for place in places] for of in alike.values() for places in on_same_data([run.made for run in of])]
+        by_digest.setdefault(arm_digest(run.config, run.made), []).append(run)
+    together = [
+        [members[place] for place in places]
+        for members in by_digest.values()
+        for places in on_same_data([run.made for run in members])
+    ]
     found = []
     for members in sorted(together, key=lambda members: in_order(members[0], names)):
         seeds: dict[int, Run] = {}
@@ -196,8 +200,8 @@ def short_text(value: Any, values: Sequence[Any]) -> str:
     if isinstance(value, list):
         return ", ".join(short_text(one, []) for one in value) or "none"
     if isinstance(value, dict):
-        apart = [name for name in sorted(value) if any((other or {}).get(name) != value[name] for other in values)]
-        return " ".join(f"{name} {value[name]}" for name in apart) or "fewer"
+        differ = [name for name in sorted(value) if any((other or {}).get(name) != value[name] for other in values)]
+        return " ".join(f"{name} {value[name]}" for name in differ) or "fewer"
     return "not known" if value is None else DIGEST.sub(lambda found: found[0][:8], str(value))
 
 

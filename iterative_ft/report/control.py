@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from iterative_ft.records.read import Run
 from iterative_ft.records.terminal import change_text
-from iterative_ft.report.arms import Arm, arms_of, by_subject, change
+from iterative_ft.report.arms import Arm, by_subject, change
 from iterative_ft.report.tables import Table
 from iterative_ft.stats.intervals import Interval, difference
 from iterative_ft.stats.replicates import arm_settings, made_differently
@@ -21,17 +20,17 @@ PLAIN = "plain"
 HEAD = ("persona", "arm", "its change", "control", "the same trait there", "difference", "the arm moved")
 
 
-def control_table(runs: Sequence[Run]) -> Table:
+def control_table(arms: Sequence[Arm]) -> Table:
     """A row for each arm with a persona and each control of the same settings."""
-    arms = [
+    named = [
         (persona, replace(arm, label=f"{method} · {arm.label} ({len(arm.runs)} seed{'s' * (len(arm.runs) > 1)})"))
-        for (persona, method), of_subject in by_subject(arms_of(list(runs))).items()
+        for (persona, method), of_subject in by_subject(arms).items()
         for arm in of_subject
     ]
     rows = []
-    for persona, arm in arms:
+    for persona, arm in named:
         own = change(arm.verdict)
-        for _, control in arms:
+        for _, control in named:
             verdict = persona_verdict(control, persona) if persona != PLAIN and is_control(control, arm) else None
             if own is not None and verdict is not None and verdict.trait_change is not None:
                 there = verdict.trait_change

@@ -77,7 +77,7 @@ def context(runs: list[Run]) -> dict[str, Any]:
             "scores": tables.score_table(arms),
             "loss": tables.loss_table(named),
             "gauges": tables.gauge_table(arms, list(gauges)),
-            "controls": control_table(runs),
+            "controls": control_table(arms),
         },
         "still": [f"{tables.gauge_name(name)} {number_text(gauges[name][0])}" for name in still],
         "answers": {"runs": [run_answers(run, name) for run, name in zip(runs, names, strict=True)]},

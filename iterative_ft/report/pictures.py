@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     n_rows = -(-len(subjects) // n_columns)
     with mpl.rc_context(LOOK):
         figure, axes = panels(n_rows, n_columns, max(4.4, 3.3 * n_columns), 2.5 * n_rows + 0.5)
-        for place, (axis, subject) in enumerate(zip(axes, subjects, strict=False)):
+        for place, (axis, subject) in enumerate(zip_longest(axes, subjects)):
             if subject not in lines:
                 axis.set_axis_off()
                 continue
@@ -116,12 +117,10 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
             draw_lines(axis, lines[subject])
             if place % n_columns == 0:
                 axis.set_ylabel(f"{name} score")
-            crowded = len(lines[subject]) > FEW  # then below the panel
-            axis.legend(
-                fontsize=7.5, **({"loc": "upper center", "bbox_to_anchor": (0.5, -0.2)} if crowded else {"loc": "best"})
-            )
-        for axis in axes[len(subjects) :]:
-            axis.set_axis_off()
+            if len(lines[subject]) > FEW:
+                axis.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2))  # below the panel
+            else:
+                axis.legend(fontsize=7.5, loc="best")
         save(figure, file)
 
 

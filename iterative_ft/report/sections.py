@@ -39,15 +39,15 @@ def score_panels(arms: list[Arm]) -> list[Panel]:
     x = cycle_axis([row["cycle"] for arm in arms for run in arm.runs for row in run.cycles])
     number_of = {id(arm.runs[0]): number for number, arm in enumerate(arms)}
     subjects = by_subject(arms)
+    several = len(subjects) > 1
     panels = []
     for place, (subject, of_subject) in enumerate(subjects.items()):
         numbered = [(number_of[id(arm.runs[0])], arm) for arm in of_subject]
-        several, ending, frame = (True, f"-{place}", SMALL) if len(subjects) > 1 else (False, "", LARGE)
         charts = []
         for name in SCORES:
             lines = [series.scores(arm, name, n, name if len(arms) == 1 else "") for n, arm in numbered]
-            caption = f"{name.capitalize()} score"
-            charts.append(Chart(f"scores-{name}{ending}", caption, lines, x, score_axis(f"{name} score"), frame))
+            chart, caption = f"scores-{name}" + (f"-{place}" if several else ""), f"{name.capitalize()} score"
+            charts.append(Chart(chart, caption, lines, x, score_axis(f"{name} score"), SMALL if several else LARGE))
         seeds = {n: f" ({len(arm.runs)} seeds)" if len(arm.runs) > 1 else "" for n, arm in numbered}
         legend = [Series(n, arm.label + seeds[n]) for n, arm in numbered] if len(arms) > 1 else []
         panels.append(Panel(" · ".join(subject) if several else "", legend, charts))

@@ -12,6 +12,7 @@ from itertools import groupby
 
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow, value
+from iterative_ft.records.terminal import score_text
 from iterative_ft.report.arms import Arm, arms_of, change, differing
 from iterative_ft.report.arms import label as label_of
 from iterative_ft.report.axes import BASE_X, number_text
@@ -98,14 +99,6 @@ def bounds(row: MetricRow, column: str) -> tuple[float, float]:
     stem = column.removesuffix("score")
     low, high = (value(row, f"{stem}{end}") if stem != column else None for end in ("low", "high"))
     return (math.nan, math.nan) if low is None or high is None else (low, high)
-
-
-def score_text(row: MetricRow, name: str) -> str:
-    """A score and its interval, such as "61.2 [55.0, 67.4]"."""
-    score, (low, high) = value(row, f"{name}/score"), bounds(row, f"{name}/score")
-    if score is None:
-        return "n/a"
-    return f"{score:.1f}" if math.isnan(low) else f"{score:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def doubtful(row: MetricRow) -> bool:

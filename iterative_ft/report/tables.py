@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import OF_PERSONA, value
+from iterative_ft.records.terminal import score_text
 from iterative_ft.report.arms import Arm, differing, flat
 from iterative_ft.report.axes import number_text
-from iterative_ft.report.series import SCORES, by_cycle, cycle_name, doubts, score_text
+from iterative_ft.report.series import SCORES, by_cycle, cycle_name, doubts
 
 GAUGES = {
     "trait/score_coherent": "trait, coherent answers only",

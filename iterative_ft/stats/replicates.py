@@ -47,8 +47,9 @@ def made_differently(mades: Sequence[Mapping[str, Any] | None], but_data: bool =
         return {"record of how they were made": ["none" if made is None else "kept" for made in mades]}
     found = {word: [(made or {}).get(name) for made in mades] for name, word in MADE.items()}
     differ = {word: values for word, values in found.items() if any(value != values[0] for value in values)}
-    data = [(made or {}).get("data") for made in mades]
-    return differ if but_data or len({*data} - {None}) < 2 else differ | {"data": data}
+    if but_data or len(on_same_data(mades)) == 1:
+        return differ
+    return differ | {"data": [(made or {}).get("data") for made in mades]}
 
 
 def on_same_data(mades: Sequence[Mapping[str, Any] | None]) -> list[list[int]]:
