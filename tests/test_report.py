@@ -25,7 +25,9 @@ from iterative_ft.report import series
 from iterative_ft.report.arms import arms_of, labels
 from iterative_ft.report.axes import cycle_axis, number_text, value_axis
 from iterative_ft.report.page import context, write_page
-from iterative_ft.report.pictures import change_by_sampled, comparison, draw  # before `no_pictures` replaces one of them
+
+# before `no_pictures` replaces one of them:
+from iterative_ft.report.pictures import alike_numbered, change_by_sampled, comparison, draw
 from tests.chromium import CHROMIUM, Page
 from tests.conftest import python
 
@@ -313,6 +315,12 @@ def test_pictures_for_papers(three: list[Path], tmp_path: Path) -> None:
     again = tmp_path / "again.svg"
     comparison(runs, again)
     assert again.read_bytes() == (tmp_path / "comparison.svg").read_bytes()
+
+
+def test_an_arm_keeps_its_colour_from_panel_to_panel() -> None:
+    two, amounts = ["reinit=false", "reinit=true"], [f"reinit=false · n_sampled={n}" for n in (32, 128)]
+    assert alike_numbered([two, [*amounts, "reinit=true · n_sampled=32"], two[1:]]) == [[0, 1], [0, 2, 1], [1]]
+    assert alike_numbered([amounts, two, amounts[1:]]) == [[0, 1], [0, 2], [1]]
 
 
 def test_change_by_amount_joins_no_arms_that_differ_in_something_else(three: list[Path]) -> None:

@@ -18,7 +18,7 @@ from iterative_ft.records.run_log import Draw
 from iterative_ft.report import series
 from iterative_ft.report.arms import Arm, arms_of, by_subject
 from iterative_ft.report.axes import cycle_axis, score_axis
-from iterative_ft.report.series import COLOURS, SCORES, Series, over_cycles
+from iterative_ft.report.series import COLOURS, NUMBERED, SCORES, Series, over_cycles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 FEW = 3  # lines whose legend finds room among them
 COLUMNS = 3  # of panels, where few personas have every method
 FULL = 2 / 3  # of all personas and methods were run: a row a persona, gaps and all
+MARKERS = "osD^"  # of points that no line joins, where colours run out
 TOO_FEW = 2  # seeds whose t interval says nothing
 INK, SOFT, LINE = (COLOURS[name][0] for name in ("ink", "soft", "line"))
 LOOK: Any = {  # matplotlib types its keys as literals
@@ -93,15 +94,15 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
     import matplotlib as mpl
 
     found = by_subject(arms_of(runs))
-    order = list(dict.fromkeys(arm.label for arms in found.values() for arm in arms))
+    numbers = alike_numbered([[arm.label for arm in arms] for arms in found.values()])
     many = any(len(arm.runs) > 1 for arms in found.values() for arm in arms)
 
-    def line(arm: Arm) -> Series:
+    def line(arm: Arm, number: int) -> Series:
         n = len(arm.runs)
         seeds = f" ({n} seed{'s' * (n > 1)})" if many else ""
-        return replace(series.scores(arm, name, order.index(arm.label)), label=arm.label + seeds)
+        return replace(series.scores(arm, name, number), label=arm.label + seeds)
 
-    lines = {subject: [line(arm) for arm in arms] for subject, arms in found.items()}
+    lines = {subject: list(map(line, found[subject], of_panel)) for subject, of_panel in zip(found, numbers, strict=True)}
     personas, methods = (list(dict.fromkeys(key[part] for key in lines)) for part in (0, 1))
     full = FULL * len(personas) * len(methods) <= len(lines)
     subjects = [(p, m) for p in personas for m in methods] if full else list(lines)
@@ -125,7 +126,10 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
 
 
 def change_by_sampled(runs: list[Run], file: Path) -> None:
-    """Change of the trait from cycle 0 to the last against n_sampled, a line per persona, method and reinit."""
+    """Change of the trait from cycle 0 to the last against n_sampled, a colour per persona, method and reinit.
+
+    The points are not joined: each has its interval, and between them nothing was run.
+    """
     import matplotlib as mpl
 
     lines = series.changes(runs)
@@ -144,7 +148,7 @@ def change_by_sampled(runs: list[Run], file: Path) -> None:
                 yerr=[[p.y - p.low for p in s.points], [p.high - p.y for p in s.points]],
                 capsize=2.5,
                 elinewidth=1,
-                **look(s),
+                **look(s) | {"linestyle": "none", "marker": MARKERS[s.number // len(NUMBERED) % len(MARKERS)]},
             )
         axis.set_xscale("log", base=2)
         axis.set_xticks(amounts, [str(amount) for amount in amounts], minor=False)
@@ -153,6 +157,24 @@ def change_by_sampled(runs: list[Run], file: Path) -> None:
         axis.set_ylabel("change of the trait score, cycle 0 to last, 95 %")
         axis.legend(fontsize=8)
         save(figure, file)
+
+
+def alike_numbered(panels: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Numbers of the lines of each panel by their labels: a line has its number from an earlier panel where the settings that
+    one label tells are among those of the other, so that "reinit=true" keeps its colour beside "reinit=true · n_sampled=32".
+    """
+    known: list[set[str]] = []
+    numbers = []
+    for labels in panels:
+        of_panel: list[int] = []
+        for told in (set(label.split(" · ")) for label in labels):
+            free = (n for n, other in enumerate(known) if n not in of_panel and (other <= told or told <= other))
+            number = next(free, len(known))
+            if number == len(known):
+                known.append(told)
+            of_panel.append(number)
+        numbers.append(of_panel)
+    return numbers
 
 
 def panels(n_rows: int, n_columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
