@@ -9,7 +9,7 @@ from typing import Any
 
 from iterative_ft.calibrate import at_most, calibrate
 from iterative_ft.config.schema import Config
-from iterative_ft.evaluate.plan import expected
+from iterative_ft.evaluate.plan import work_left
 from iterative_ft.machine.disk import disk_faults_told
 from iterative_ft.models.policy import Policy
 from iterative_ft.records.folder import PAGE, held
@@ -86,7 +86,7 @@ def run_held(config: Config, store: Store, folder: Path, command: str, beside: C
         store.verified.clear()  # the run's own record names its stages anew
         planned = plan(config)
     record = None if calibration is None else calibration.as_dict()
-    with RunLog(config, folder, command, expected(config, planned), draw_run(config), record) as log:
+    with RunLog(config, folder, command, work_left(config, planned), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
         bench = Bench(config, store, on_step=log.training_step, plan=lambda: plan(config), beside=beside)
         look.at_stored(bench)

@@ -16,7 +16,7 @@ from conftest import SMALL, FakeRun
 from iterative_ft import fake
 from iterative_ft.config.schema import Config
 from iterative_ft.data import files
-from iterative_ft.evaluate.plan import expected
+from iterative_ft.evaluate.plan import work_left
 from iterative_ft.launch.cli import dry_run
 from iterative_ft.loop import cycles, plan
 from iterative_ft.records.run_log import RunLog
@@ -397,7 +397,7 @@ def test_wandb_is_written_from_the_rows_of_metrics_jsonl(fake_run: Run, monkeypa
 
 def test_what_is_left_shrinks_to_nothing(compose: Compose, tmp_path: Path) -> None:
     config = compose([*SMALL, "wandb.mode=disabled", f"store={tmp_path / 'store'}"])
-    with RunLog(config, tmp_path / "run", "x", expected(config, plan(config)), lambda rows, file: None) as log:
+    with RunLog(config, tmp_path / "run", "x", work_left(config, plan(config)), lambda rows, file: None) as log:
         store = Store(Path(config.store), on_event=log.stage)
         n_left = len(log.display.left)
         assert log.display.seconds_left() > 0

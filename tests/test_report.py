@@ -233,7 +233,7 @@ def test_runs_that_differ_only_in_seed_are_one_arm(three: list[Path]) -> None:
     assert [arm.seeds for arm in arms] == [[0, 1], [0]]
     assert [arm.label for arm in arms] == ["reinit=false", "reinit=true"]
     assert labels(runs) == ["reinit=false · seed=0", "reinit=false · seed=1", "reinit=true · seed=0"]
-    row = arms[0].rows()[-1]
+    row = arms[0].rows[-1]
     scores = [run.measured[-1]["trait/score"] for run in runs[:2]]
     assert row["trait/score"] == pytest.approx(sum(scores) / 2)
     half = 12.706 * abs(scores[0] - scores[1]) / 2  # t with one degree of freedom
@@ -243,7 +243,7 @@ def test_runs_that_differ_only_in_seed_are_one_arm(three: list[Path]) -> None:
 
 def test_a_flaw_that_one_seed_lacks_counts_as_none_there(three: list[Path]) -> None:
     change_rows(three[0], "metrics.jsonl", lambda row: row | ({"coherence/flaw_looped": 0.5} if "cycle" in row else {}))
-    rows = arms_of([read_run(folder) for folder in three])[0].rows()
+    rows = arms_of([read_run(folder) for folder in three])[0].rows
     assert {value(row, "coherence/flaw_looped") for row in rows} == {0.25}
     assert {value(row, "coherence/flaw_cut_off") for row in rows} == {None}, "no judge spoke of it"
 

@@ -86,7 +86,7 @@ def markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
     """A line for each number of `BY_CYCLE` and arm: its mean over the arm's runs at base and after each cycle."""
-    rows_of = [{row["cycle"]: row for row in arm.rows()} for arm in arms]
+    rows_of = [{row["cycle"]: row for row in arm.rows} for arm in arms]
     cycles = sorted({cycle for of_cycle in rows_of for cycle in of_cycle})
     table = [["mean of", "arm", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
     named = {name for of_cycle in rows_of for row in of_cycle.values() for name in row if name.startswith(OF_PERSONA)}
@@ -151,7 +151,7 @@ def run_line(run: Run, label: str) -> dict[str, str]:
 
 def arm_line(arm: Arm) -> dict[str, str]:
     """A line for replicates: means over seeds, and their common verdict."""
-    rows, verdict = arm.rows(), arm.verdict
+    rows, verdict = arm.rows, arm.verdict
     return {
         "run": f"all seeds of {arm.label} ({', '.join(map(str, sorted(arm.seeds)))})",
         "judge": "",

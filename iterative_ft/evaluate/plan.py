@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
-from iterative_ft.records.terminal import Expected, minutes, text_table
+from iterative_ft.records.terminal import WorkLeft, minutes, text_table
 from iterative_ft.store import Event, ready
 
 StageName = tuple[str, str]  # kind and key
@@ -120,13 +120,13 @@ def seconds_of(stages: Sequence[Planned]) -> dict[StageName, float]:
     return found
 
 
-def expected(config: Config, events: list[Event]) -> Expected:
+def work_left(config: Config, events: list[Event]) -> WorkLeft:
     """What one run has to build, and how long that may take."""
     stages = distinct_stages([config], [events])
     seconds = seconds_of(stages)
     pending = [stage for stage in stages if stage.event.how == "pending"]
     left = {stage.event.label: (stage.event.stage.kind, seconds[stage.name]) for stage in pending}
-    return Expected(left, len(stages) - len(pending))
+    return WorkLeft(left, len(stages) - len(pending))
 
 
 def remeasuring_text(config: Config, events: list[Event]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import Remeasure
 from iterative_ft.errors import RunError
-from iterative_ft.evaluate.plan import expected, remeasuring_text
+from iterative_ft.evaluate.plan import remeasuring_text, work_left
 from iterative_ft.machine.files import text_digest
 from iterative_ft.models.policy import Policy
 from iterative_ft.records.folder import PAGE, held
@@ -50,7 +50,7 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
     what["persona"]["rubric"] = {str(at): text for at, text in config.persona.rubric.items()}
     folder = run / "evaluations" / f"{config.judge.name}-{text_digest(what)[:8]}"
     print(f"{folder}\n{command}")
-    with held(folder), RunLog(config, folder, command, expected(config, planned), draw_run(config)) as log:
+    with held(folder), RunLog(config, folder, command, work_left(config, planned), draw_run(config)) as log:
         store = Store(Path(config.store), on_event=log.stage, run_folder=folder)
         store.on_start = log.stage_started
         bench = Bench(config, store)

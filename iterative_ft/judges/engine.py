@@ -14,7 +14,7 @@ from typing import Any
 from iterative_ft.config.schema import EngineConfig
 from iterative_ft.judges.rubric.grades import left_open
 from iterative_ft.judges.rubric.numbers import writes_whole_numbers
-from iterative_ft.judges.rubric.recorded import NEVER, Asked, Reply, counted, recorded
+from iterative_ft.judges.rubric.recorded import NEVER, Reply, ReplyRow, counted, recorded
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ def request_inputs(settings: EngineConfig, asks: str, prompts: str) -> dict[str,
     return {"judge": "engine", "asks": asks, "prompts": prompts, **decides}
 
 
-def ask(n: int, settings: EngineConfig, say: Callable[[list[Question]], list[Reply]]) -> list[Asked]:
+def ask(n: int, settings: EngineConfig, say: Callable[[list[Question]], list[Reply]]) -> list[ReplyRow]:
     """Ask about `n` answers: a row an answer, in their order, as an endpoint's.
 
     Args:
         say: one engine call.
     """
     firsts = say([Question(number) for number in range(n)])
-    found: list[Asked] = [{"answer": number, "replies": [recorded(reply, "", 1.0)]} for number, reply in enumerate(firsts)]
+    found: list[ReplyRow] = [{"answer": number, "replies": [recorded(reply, "", 1.0)]} for number, reply in enumerate(firsts)]
     whole = [writes_whole_numbers(reply.tokens or []) for reply in firsts]
     todo: dict[Question, float] = {}
 
@@ -119,6 +119,6 @@ def floor(logprob: float) -> float:
     return NEVER if logprob == -math.inf else float(logprob)
 
 
-def counts(rows: Sequence[Asked], settings: EngineConfig) -> dict[str, Any]:
+def counts(rows: Sequence[ReplyRow], settings: EngineConfig) -> dict[str, Any]:
     """Calls and tokens of a block's replies, for the stage's manifest."""
     return {"judge": "engine", "endpoint": "engine", "model": settings.model, **counted(rows)}

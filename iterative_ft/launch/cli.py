@@ -139,14 +139,9 @@ def in_folder(main: Callable[[], None], line: CommandLine, configs: list[Config]
             give_back(folder)
 
 
-def check_command_line(
-    arguments: list[str],
-    config_name: str = "config",
-    load: Callable[[Any], Any] = load_config,
-    known: Known = known_settings,
-) -> list[Any]:
-    """Compose and judge every job of this command; raise `ConfigError` for the first that is wrong."""
-    return judged_jobs(command_line(arguments, config_name, known), load)
+def check_command_line(arguments: list[str]) -> list[Any]:
+    """Compose and judge every job of a command of `train.py`; raise `ConfigError` for the first that is wrong."""
+    return judged_jobs(command_line(arguments, "config", known_settings), load_config)
 
 
 def judged_jobs(line: CommandLine, load: Callable[[Any], Any]) -> list[Any]:

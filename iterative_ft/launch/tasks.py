@@ -18,6 +18,7 @@ from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.compose import compose_jobs, plain_values
 from iterative_ft.launch.quoting import override
 from iterative_ft.machine.files import read_object
+from iterative_ft.records.folder import CONFIG, METRICS
 from iterative_ft.records.shapes import SavedConfig, hold
 
 GONE = {"model": ("n_parameters_m",)}  # settings that older runs recorded and that nothing reads any more
@@ -73,7 +74,7 @@ def check_run(run: Path) -> None:
     """A run folder has a config that can be read, and at least one row."""
     if not run.is_dir():
         raise ConfigError(f"run={run} is no folder: name a run's folder, such as outputs/runs/<run>")
-    for name in ("config.json", "metrics.jsonl"):
+    for name in (CONFIG, METRICS):
         if not (run / name).is_file():
             raise ConfigError(f"run={run} holds no {name}: name the folder of a run that has measured something")
     run_config(run)
@@ -139,8 +140,8 @@ def changed_config(task: Remeasure) -> Config:
 def run_config(run: Path) -> Config:
     """The config that a run recorded; settings that are newer than the run take today's defaults."""
     try:
-        saved = read_object(run / "config.json")
-        hold(SavedConfig, saved, run / "config.json")
+        saved = read_object(run / CONFIG)
+        hold(SavedConfig, saved, run / CONFIG)
         saved["persona"]["rubric"] = {int(at): text for at, text in saved["persona"]["rubric"].items()}
         for section, names in GONE.items():
             for name in names:

@@ -25,9 +25,9 @@ LOCK, ATTEMPTS, NOW = ".lock", "attempts", "now"
 METRICS, ANSWERS, RESULT, PICTURE = "metrics.jsonl", "answers.jsonl", "result.json", "curves.png"
 PAGE = "report.html"
 CONFIG, MANIFEST, ERROR = "config.json", "manifest.json", "error.txt"
-ABOUT = ("environment.json", "command.txt", "code.json", "code.diff")
+ENVIRONMENT, COMMAND, CODE, DIFF = "environment.json", "command.txt", "code.json", "code.diff"
 # Of one attempt, in the order in which they are replaced: result.json says that a run is finished, so it comes last.
-RECORDS = (CONFIG, *ABOUT, ERROR, MANIFEST, METRICS, ANSWERS, PICTURE, RESULT)
+RECORDS = (CONFIG, ENVIRONMENT, COMMAND, CODE, DIFF, ERROR, MANIFEST, METRICS, ANSWERS, PICTURE, RESULT)
 MOST_NAMES = 1000  # runs that may ask for the same name
 
 held_here: dict[tuple[int, Path], tuple[IO[str], int]] = {}

@@ -14,6 +14,7 @@ from iterative_ft.data import files, pools
 from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.machine.secrets import without_secrets
+from iterative_ft.records.folder import DIFF
 from iterative_ft.stages.blocks import ANSWER, SAMPLE
 from iterative_ft.stages.data import DATA
 from iterative_ft.stages.judge import JUDGE, PROBE
@@ -70,5 +71,5 @@ def code_state(folder: Path) -> dict[str, Any]:
     except OSError:  # no git
         return {"commit": None, "changed": None}
     if diff:
-        (folder / "code.diff").write_text(without_secrets(diff), encoding="utf-8", errors="backslashreplace")
+        (folder / DIFF).write_text(without_secrets(diff), encoding="utf-8", errors="backslashreplace")
     return {"commit": commit.strip() if commit is not None else None, "changed": bool(diff) if diff is not None else None}

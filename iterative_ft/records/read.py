@@ -8,7 +8,7 @@ from typing import Any
 
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import read_jsonl, read_object
-from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, RESULT
+from iterative_ft.records.folder import ANSWERS, CODE, COMMAND, CONFIG, MANIFEST, METRICS, RESULT
 from iterative_ft.records.rows import AnswerRow, MetricRow
 from iterative_ft.records.shapes import SavedAnswer, SavedCode, SavedConfig, SavedManifest, SavedResult, hold, hold_rows
 
@@ -80,7 +80,7 @@ def run_of(folder: Path) -> Run:
     for number, answer in enumerate(answers, 1):
         hold(SavedAnswer, answer, folder / ANSWERS, number)
     result = read_result(folder)
-    command = folder / "command.txt"
+    command = folder / COMMAND
     return Run(
         folder=folder,
         config=config,
@@ -133,10 +133,10 @@ def read_made(folder: Path, rows: list[MetricRow]) -> dict[str, Any] | None:
 
 def read_code(folder: Path) -> dict[str, Any]:
     """code.json: the commit that a run was made at; empty where it is not known."""
-    if not (folder / "code.json").is_file():
+    if not (folder / CODE).is_file():
         return {}
-    code = read_object(folder / "code.json")
-    hold(SavedCode, code, folder / "code.json")
+    code = read_object(folder / CODE)
+    hold(SavedCode, code, folder / CODE)
     return code
 
 

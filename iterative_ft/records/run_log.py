@@ -13,10 +13,10 @@ from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.machine.files import append_jsonl, clear_unfinished, write_json
 from iterative_ft.machine.secrets import without_secrets
-from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, PICTURE, RESULT, Attempt
+from iterative_ft.records.folder import ANSWERS, CODE, COMMAND, CONFIG, ENVIRONMENT, MANIFEST, METRICS, PICTURE, RESULT, Attempt
 from iterative_ft.records.provenance import code_state, data_of, environment, kinds_of
 from iterative_ft.records.rows import AnswerRow, MetricRow, StageRow, answer_rows, metric_row
-from iterative_ft.records.terminal import Display, Expected, ending, timed_tokens
+from iterative_ft.records.terminal import Display, WorkLeft, ending, timed_tokens
 from iterative_ft.records.wandb_log import WandbLog
 from iterative_ft.stages.measure import Measured
 from iterative_ft.stages.train import Trained, training_rows
@@ -47,12 +47,12 @@ class RunLog(Log):
         config: Config,
         folder: Path,
         command: str,
-        expected: Expected,
+        left: WorkLeft,
         draw: Draw,
         calibration: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.folder, self.draw, self.calibration = config, folder, draw, calibration
-        self.display = Display(config, expected)
+        self.display = Display(config, left)
         self.started = time.monotonic()
         self.cycle = -1
         self.global_step = 0
@@ -76,9 +76,9 @@ class RunLog(Log):
             "data": data_of(config),
         }
         write_json(self.out / CONFIG, settings)
-        write_json(self.out / "environment.json", environment())
-        (self.out / "command.txt").write_text(without_secrets(command) + "\n", encoding="utf-8", errors="backslashreplace")
-        write_json(self.out / "code.json", code_state(self.out))
+        write_json(self.out / ENVIRONMENT, environment())
+        (self.out / COMMAND).write_text(without_secrets(command) + "\n", encoding="utf-8", errors="backslashreplace")
+        write_json(self.out / CODE, code_state(self.out))
         self.write_manifest()
 
     @property

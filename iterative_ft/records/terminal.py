@@ -19,10 +19,10 @@ from iterative_ft.store import Event, Stage
 
 
 @dataclass(frozen=True)
-class Expected:
-    """What a run is expected to do."""
+class WorkLeft:
+    """What a run has to build, and how much of it is stored."""
 
-    left: dict[str, tuple[str, float]] = field(default_factory=dict)
+    stages: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Kind and estimated seconds of each stage that is to be built, by its label: its key is not known yet."""
     n_stored: int = 0
 
@@ -30,11 +30,11 @@ class Expected:
 class Display:
     """Progress of one run on the terminal."""
 
-    def __init__(self, config: Config, expected: Expected) -> None:
+    def __init__(self, config: Config, left: WorkLeft) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self.n_cycles = config.n_cycles
-        self.left = dict(expected.left)
-        self.n_stored = expected.n_stored
+        self.left = dict(left.stages)
+        self.n_stored = left.n_stored
         self.slowness: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # by kind of stage: seconds taken, and expected
         self.status: Status | None = None
         self.text = ""

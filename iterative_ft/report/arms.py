@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 from iterative_ft.records.read import Run
@@ -32,6 +33,12 @@ class Arm:
     def seeds(self) -> list[int]:
         return [run.config["seed"] for run in self.runs]
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the settings that its runs share."""
+        return arm_digest(self.runs[0].config)
+
+    @cached_property
     def rows(self) -> list[MetricRow]:
         """Rows like a run's: each number is the mean over runs, low and high a t interval over seeds (two or more), cut to
         the scale of 0 to 100.
@@ -61,7 +68,7 @@ class Arm:
             rows.append(cast("MetricRow", merged))
         return rows
 
-    @property
+    @cached_property
     def verdict(self) -> dict[str, Any] | None:
         """Over the seeds of the finished runs, or the only one's own; None while none is finished."""
         finished = [run for run in self.runs if run.verdict is not None]
@@ -183,7 +190,7 @@ def by_subject(arms: Sequence[Arm]) -> dict[tuple[str, str], list[Arm]]:
 
 def alike(arm: Arm, arms: Sequence[Arm]) -> list[Arm]:
     """The arms of the same settings, itself among them."""
-    return [other for other in arms if arm_digest(other.runs[0].config) == arm_digest(arm.runs[0].config)]
+    return [other for other in arms if other.digest == arm.digest]
 
 
 def apart(arm: Arm, arms: Sequence[Arm]) -> str:

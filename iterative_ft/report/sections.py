@@ -97,7 +97,7 @@ def training_charts(named: list[tuple[str, Run]], arms: list[Arm]) -> list[Chart
 
 def gauge_values(arms: list[Arm]) -> dict[str, list[float]]:
     """All that was measured of each gauge, those with a name in words first."""
-    rows = [row for arm in arms for row in arm.rows()]
+    rows = [row for arm in arms for row in arm.rows]
     hidden = {f"{name}/{key}" for name in SCORES for key in ("score", "low", "high")} | NOT_GAUGES
     names = {name for row in rows for name in numbers(row) if not name.endswith(("_low", "_high"))} - hidden
     ordered = [*(name for name in GAUGES if name in names), *sorted(names - set(GAUGES))]
@@ -106,7 +106,7 @@ def gauge_values(arms: list[Arm]) -> dict[str, list[float]]:
 
 def gauge_charts(arms: list[Arm], names: list[str]) -> list[Chart]:
     """A small chart for every gauge, a line an arm."""
-    several, by_arm = len(arms) > 1, [arm.rows() for arm in arms]
+    several, by_arm = len(arms) > 1, [arm.rows for arm in arms]
     x = cycle_axis([row["cycle"] for rows in by_arm for row in rows])
     charts = []
     for place, name in enumerate(names):

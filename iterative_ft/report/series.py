@@ -137,7 +137,7 @@ def over_cycles(
 def scores(arm: Arm, name: str, number: int, colour: str = "") -> Series:
     """Trait or coherence of an arm: the mean over its runs and, where there are several, each run behind it."""
     column, n = f"{name}/score", len(arm.runs)
-    mean = over_cycles(arm.rows(), column, number, arm.label, colour, f"{arm.label}, ", n)
+    mean = over_cycles(arm.rows, column, number, arm.label, colour, f"{arm.label}, ", n)
     members = [over_cycles(run.cycles, column, number, "").points for run in arm.runs] if n > 1 else []
     return replace(mean, members=members)
 
@@ -145,7 +145,7 @@ def scores(arm: Arm, name: str, number: int, colour: str = "") -> Series:
 def path(arm: Arm, number: int, colour: str = "") -> Series:
     """Trait against coherence, from cycle to cycle."""
     points: dict[int, Point] = {}
-    for row in arm.rows():
+    for row in arm.rows:
         cycle, x, y = row["cycle"], value(row, "trait/score"), value(row, "coherence/score")
         if x is not None and y is not None:
             tip = f"{arm.label}, {cycle_name(cycle)}: trait {x:.1f}, coherence {y:.1f}"

@@ -76,7 +76,7 @@ def score_table(arms: list[Arm]) -> Table:
     """Scores of every arm and cycle."""
     rows = []
     for arm in arms:
-        for row in arm.rows():
+        for row in arm.rows:
             policy = cycle_name(row["cycle"]) + doubts(row)
             share = value(row, "judge/unfamiliar_share")
             shown = "n/a" if share is None else f"{share:.0%}"
@@ -105,7 +105,7 @@ def gauge_name(name: str) -> str:
 
 def gauge_table(arms: list[Arm], names: list[str]) -> Table:
     """A row for each gauge and arm, a column for each cycle."""
-    by_arm = [(arm.label, arm.rows()) for arm in arms]
+    by_arm = [(arm.label, arm.rows) for arm in arms]
     cycles = sorted({row["cycle"] for _, rows in by_arm for row in rows})
     several = len(arms) > 1
     table = []

@@ -10,7 +10,7 @@ from iterative_ft.config.schema import ApiConfig, EngineConfig
 from iterative_ft.judges import engine
 from iterative_ft.judges.api import replies as endpoint
 from iterative_ft.judges.rubric.prompts import Rubric
-from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, Asked, Reply
+from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, Reply, ReplyRow
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.sampling.interface import Block, Params, Request
 from iterative_ft.stages.bench import Bench
@@ -87,7 +87,7 @@ def from_engine(
             each_s = (time.monotonic() - started) / len(chosen)
             for one, found in list(zip(chosen, rows, strict=True))[1:]:
 
-                def build_other(folder: Path, found: list[Asked] = found) -> dict[str, Any]:
+                def build_other(folder: Path, found: list[ReplyRow] = found) -> dict[str, Any]:
                     return kept(folder, found, settings, room) | {"seconds": each_s}
 
                 put(bench.store, REPLY, orders[one].inputs, build_other, orders[one].label)
@@ -118,12 +118,12 @@ def engine_inputs(bench: Bench, settings: EngineConfig, rubric: Rubric, block: S
     return inputs
 
 
-def kept(out: Path, rows: list[Asked], settings: EngineConfig, room: int) -> dict[str, Any]:
+def kept(out: Path, rows: list[ReplyRow], settings: EngineConfig, room: int) -> dict[str, Any]:
     write_jsonl(out / REPLIES, rows)
     return engine.counts(rows, settings) | {"room": room}
 
 
-def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, Stage]]) -> list[list[Asked]]:
+def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, Stage]]) -> list[list[ReplyRow]]:
     """Ask the base weights of the judging model about blocks of answers; rows of replies, a list a block."""
     judging = bench.judging
     texts = [(rubric, prompt, text) for rubric, block in wanted for prompt, text in texts_of(block)]

@@ -18,7 +18,7 @@ from iterative_ft.judges.api.endpoint import Endpoint, address, altered_fields
 from iterative_ft.judges.rubric.grades import left_open
 from iterative_ft.judges.rubric.numbers import writes_whole_numbers
 from iterative_ft.judges.rubric.prompts import Rubric
-from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, Asked, counted, is_whole, left_behind, recorded, succeeded
+from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, ReplyRow, counted, is_whole, left_behind, recorded, succeeded
 from iterative_ft.machine.files import write_jsonl
 
 # Settings that decide what is said; the rest (waits, retries, prices) may change without asking again.
@@ -36,7 +36,7 @@ def request_inputs(config: ApiConfig, rubric: Rubric) -> dict[str, Any]:
 
 
 def ask_block(
-    out: Path, config: ApiConfig, rubric: Rubric, answers: list[tuple[str, str]], earlier: list[Asked]
+    out: Path, config: ApiConfig, rubric: Rubric, answers: list[tuple[str, str]], earlier: list[ReplyRow]
 ) -> dict[str, Any]:
     """Ask about each answer, `max_concurrency` at a time, and write replies.jsonl: a row an answer, in their order.
 
@@ -90,7 +90,7 @@ def ask_block(
     return counts(config, rubric, found) | {"n_taken_over": n_had}
 
 
-def ask_one(endpoint: Endpoint, rubric: Rubric, number: int, prompt: str, text: str) -> tuple[Asked, str]:
+def ask_one(endpoint: Endpoint, rubric: Rubric, number: int, prompt: str, text: str) -> tuple[ReplyRow, str]:
     """One answer's row of replies, and what the endpoint said about a failure."""
     config, messages = endpoint.config, rubric.messages(prompt, text)
     first = endpoint.ask(messages)
@@ -106,7 +106,7 @@ def ask_one(endpoint: Endpoint, rubric: Rubric, number: int, prompt: str, text: 
     return {"answer": number, "replies": replies}, first.detail
 
 
-def down(config: ApiConfig, row: Asked, n: int, detail: str) -> str:
+def down(config: ApiConfig, row: ReplyRow, n: int, detail: str) -> str:
     said, failure = f" ({detail})" if detail else "", row["replies"][0]["failure"]
     if failure in ("http_400", "http_422"):
         said += "; a field of the request that it refuses can be renamed or left out (judge.fields)"
@@ -119,7 +119,7 @@ def down(config: ApiConfig, row: Asked, n: int, detail: str) -> str:
     )
 
 
-def counts(config: ApiConfig, rubric: Rubric, rows: list[Asked]) -> dict[str, Any]:
+def counts(config: ApiConfig, rubric: Rubric, rows: list[ReplyRow]) -> dict[str, Any]:
     """Identity, calls, tokens and cost of a block's replies, for the stage's manifest."""
     known = {"judge": "api", "endpoint": address(config), "model": config.model, "prompts": rubric.digest}
     info: dict[str, Any] = known | counted(rows)

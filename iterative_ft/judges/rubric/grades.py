@@ -8,7 +8,7 @@ from typing import Any
 from iterative_ft.config.schema import ApiConfig, EngineConfig
 from iterative_ft.judges.rubric.numbers import Tree, agrees, sound, walk, writes_whole_numbers, written
 from iterative_ft.judges.rubric.prompts import Rubric
-from iterative_ft.judges.rubric.recorded import Asked, Reply
+from iterative_ft.judges.rubric.recorded import Reply, ReplyRow
 from iterative_ft.judges.scores import Score
 
 SMALL_BRANCH = 0.005  # leading digits less likely than this are not asked about: they move a score by half a point at most
@@ -44,7 +44,7 @@ def left_open(reply: Reply, top: int, whole: bool, started: str = "", weight: fl
     return {digits: p for digits, p in found.items() if len(digits) > len(started) and p >= SMALL_BRANCH}
 
 
-def grade(row: Asked, rubric: Rubric, config: ApiConfig | EngineConfig, whole: bool) -> Grade:
+def grade(row: ReplyRow, rubric: Rubric, config: ApiConfig | EngineConfig, whole: bool) -> Grade:
     """What the replies about one answer come to.
 
     Args:
@@ -94,8 +94,8 @@ def follow(tree: Tree, reply: dict[str, Any], top: int, whole: bool) -> None:
 
 
 def score_rows(
-    trait: list[Asked],
-    coherence: list[Asked],
+    trait: list[ReplyRow],
+    coherence: list[ReplyRow],
     rubrics: tuple[Rubric, Rubric],
     config: ApiConfig | EngineConfig,
     version: str,

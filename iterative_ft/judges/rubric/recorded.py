@@ -40,7 +40,7 @@ class Reply:
     """What the endpoint said about a failure, for the person who has to mend it; not recorded."""
 
 
-class Asked(TypedDict):
+class ReplyRow(TypedDict):
     """A row of replies.jsonl: all that was asked about one answer."""
 
     answer: int
@@ -54,12 +54,12 @@ def recorded(reply: Reply, started: str, weight: float) -> dict[str, Any]:
     return {"started": started, "weight": weight, **kept}
 
 
-def succeeded(row: Asked) -> bool:
+def succeeded(row: ReplyRow) -> bool:
     """Whether every call about an answer brought a reply, whatever it says."""
     return all(reply["failure"] in HAD for reply in row["replies"])
 
 
-def counted(rows: Sequence[Asked]) -> dict[str, Any]:
+def counted(rows: Sequence[ReplyRow]) -> dict[str, Any]:
     """Who replied about a block, calls, failures and tokens, for the stage's manifest."""
     replies = [reply for row in rows for reply in row["replies"]]
     return {
@@ -73,9 +73,9 @@ def counted(rows: Sequence[Asked]) -> dict[str, Any]:
     }
 
 
-def left_behind(partial: Path, n: int) -> list[Asked]:
+def left_behind(partial: Path, n: int) -> list[ReplyRow]:
     """Rows that an interrupted build left for `n` answers; what a line that is none was about is asked again."""
-    found: list[Asked] = []
+    found: list[ReplyRow] = []
     lines = partial.read_text(encoding="utf-8", errors="replace").split("\n") if partial.is_file() else []
     for line in lines:
         try:
