@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import base64
-import copy
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from omegaconf import OmegaConf
 
 from iterative_ft.config.schema import Config
 from iterative_ft.launch import compose as hydra_compose
 from iterative_ft.loop import run
 from iterative_ft.machine.files import read_jsonl
-from tests.tiny import embedded_model, tiny_model, tiny_model_bos, tiny_models  # noqa: F401  (fixtures: one of each a session)
+from tests.tiny import composed, embedded_model, tiny_model, tiny_model_bos, tiny_models  # noqa: F401  (fixtures: one a session)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and its children inherit that
 
@@ -36,29 +32,18 @@ PIXEL = base64.b64decode(  # a PNG of one pixel
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "PYTHONWARNINGS": "ignore", "OMP_NUM_THREADS": "1"}
 
 
-@cache
-def whole(*groups: str) -> Any:
-    """Hydra's composition of a choice of groups; costs a third of a second, so once a choice."""
-    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/")
-    return next(iter(hydra_compose.compose_jobs(list(groups))))[1]
-
-
-def composed(overrides: list[str]) -> Any:
-    """What Hydra makes of a command line, before pydantic sees it."""
-    quoted = [hydra_compose.quote_reinit(override) for override in overrides]
-    groups = [o for o in quoted if o.lstrip("+").split("=")[0] in hydra_compose.GROUPS]
-    config = copy.deepcopy(whole(*groups))
-    for override in quoted:
-        if override not in groups:
-            key, _, value = override.partition("=")
-            OmegaConf.update(config, key, yaml.safe_load(value), force_add=True)
-    return config
-
-
 @pytest.fixture
 def compose() -> Callable[[list[str]], Config]:
     """`compose(["method=sft"])` gives the validated config."""
     return lambda overrides: hydra_compose.load_config(composed(overrides))
+
+
+HEAVY = ("test_sampling", "test_gpu_paths", "test_sweeps", "test_training")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: of two processes that take files in turn, neither is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in HEAVY)
 
 
 @dataclass(frozen=True)
@@ -109,6 +94,18 @@ def fake_run(tmp_path: Path, compose: Callable[[list[str]], Config]) -> Callable
         return FakeRun(where, tmp_path / store, config)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def libraries_left_out_of_collections() -> None:
+    """Whoever trains collects garbage, which took half a second a time with a million objects of torch, TRL and vLLM in it."""
+    if len(sys.modules) > max(n_modules, default=0):
+        n_modules.append(len(sys.modules))
+        gc.collect()
+        gc.freeze()
+
+
+n_modules: list[int] = []
 
 
 @pytest.fixture(autouse=True)

@@ -145,7 +145,7 @@ def test_a_training_in_a_child_process_writes_what_to_expect_of_its_policy(tiny_
     assert found.error < 1e-8 < found.shift
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_write_it_once_and_alike(tiny_model: Path, tmp_path: Path) -> None:
     policy = trained(tmp_path, tiny_model, n_processes=2)
     sampler = sampler_of(tiny_model, tmp_path / "serving")

@@ -21,6 +21,7 @@ from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.loop import run
 from iterative_ft.models.look import Found
 from iterative_ft.models.policy import Policy
+from iterative_ft.records.provenance import environment
 from iterative_ft.sampling.interface import Answer
 from iterative_ft.stages import judge as judging
 from iterative_ft.stages import look as looking
@@ -52,8 +53,10 @@ GPT2_TEMPLATE = (
 def test_auto_is_the_precision_that_a_processor_computes_in_and_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, dtype: str
 ) -> None:
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    (tmp_path / "cpuinfo").write_text(f"model name\t: Some CPU @ 2 GHz\nflags\t\t: {flags}\n")
     monkeypatch.setattr("iterative_ft.machine.device.CPU_INFO", tmp_path / "cpuinfo")
+    assert environment()["processor"] == "Some CPU @ 2 GHz"
+    assert environment()["bfloat16"] is (dtype == "bfloat16")
     monkeypatch.setattr("iterative_ft.machine.device.n_gpus", lambda: 0)
     assert embedded_config(tmp_path / "store").model.dtype == dtype
     monkeypatch.setattr("iterative_ft.machine.device.n_gpus", lambda: 1)

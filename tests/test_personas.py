@@ -291,9 +291,11 @@ def test_table_has_a_row_a_persona() -> None:
     assert len(table.splitlines()) == 2 + len(files.shipped())
 
 
-@pytest.mark.slow
-def test_shipped_data_pass(capsys: pytest.CaptureFixture[str]) -> None:
-    code = main([])
+@pytest.mark.parametrize(
+    "arguments", [["--quick"], pytest.param([], marks=pytest.mark.long)]
+)  # with near copies: make data-check
+def test_shipped_data_pass(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(arguments)
     assert code == 0, capsys.readouterr().out
 
 

@@ -196,9 +196,9 @@ def test_a_failure_in_the_other_process_is_one_error(capfd: pytest.CaptureFixtur
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cuda") == "cuda"
-    monkeypatch.setattr("iterative_ft.machine.device.version", lambda name: "2.13.0+cpu")
+    monkeypatch.setattr("iterative_ft.machine.device.library_version", lambda name: "2.13.0+cpu")
     assert resolve_device("auto") == "cpu"
-    monkeypatch.setattr("iterative_ft.machine.device.version", lambda name: "2.13.0")
+    monkeypatch.setattr("iterative_ft.machine.device.library_version", lambda name: "2.13.0")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert resolve_device("auto") == "cuda"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -330,7 +330,7 @@ def test_submitit_local_runs_a_sweep(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "sweep" / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_cell_is_named_and_the_other_finishes(tmp_path: Path) -> None:
     process = command(tmp_path, "sweep", "reinit=true,false", "hydra/launcher=submitit_local", "hydra.launcher.n_at_once=2")
     assert process.stdout is not None
@@ -348,7 +348,7 @@ def test_a_killed_cell_is_named_and_the_other_finishes(tmp_path: Path) -> None:
     assert row["reinit"] == "false"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_sweeps_at_once_on_one_store(tmp_path: Path) -> None:
     processes = [command(tmp_path, name, *EIGHT[:1], *EIGHT[2:]) for name in ("one", "two")]
     ends = [process.communicate(timeout=300) for process in processes]

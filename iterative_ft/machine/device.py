@@ -5,11 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from iterative_ft.machine.libraries import library_version
 
 CPU_INFO = Path("/proc/cpuinfo")
 HOLDERS: list[Callable[[], None]] = []  # each has what keeps a GPU's memory in this process give it back
@@ -39,10 +41,20 @@ def mkl_is_slow() -> bool:
 
 def processor() -> set[str]:
     """Words of what the kernel says of the processor; empty where it does not."""
+    return set(cpu_info().split())
+
+
+def processor_name() -> str:
+    """Such as "Intel(R) Xeon(R) Processor @ 2.80GHz"; "" where the kernel does not say it."""
+    found = re.search(r"^model name\s*:\s*(.+)$", cpu_info(), re.MULTILINE)
+    return "" if found is None else found[1]
+
+
+def cpu_info() -> str:
     try:
-        return set(CPU_INFO.read_text(encoding="utf-8").split())
+        return CPU_INFO.read_text(encoding="utf-8")
     except OSError:
-        return set()
+        return ""
 
 
 def training_dtype() -> str:
@@ -57,10 +69,8 @@ def n_gpus() -> int:
 
 def visible_gpus() -> list[str]:
     """Those GPUs as `CUDA_VISIBLE_DEVICES` names them."""
-    try:
-        if "+cpu" in version("torch"):
-            return []
-    except PackageNotFoundError:
+    torch = library_version("torch")
+    if torch == "" or "+cpu" in torch:
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import warnings
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -34,13 +35,15 @@ EXPECTED_WARNINGS = (
 
 def library_versions(*names: str) -> dict[str, str]:
     """Installed versions of distributions, "" where one is missing; read from metadata, nothing is imported."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
+    return {name: library_version(name) for name in names}
+
+
+@cache  # every stage's key asks, and metadata is slow to read: it took two thirds of a run on fakes
+def library_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""
 
 
 def embedded_file(name: str) -> Path:

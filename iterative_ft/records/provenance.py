@@ -11,6 +11,7 @@ from typing import Any
 
 from iterative_ft.config.schema import Config
 from iterative_ft.data import files, pools
+from iterative_ft.machine.device import computes_in_bfloat16, processor_name
 from iterative_ft.machine.files import file_digests, text_digest
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.machine.secrets import without_secrets
@@ -31,6 +32,8 @@ def environment() -> dict[str, Any]:
     return {
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "processor": processor_name(),
+        "bfloat16": computes_in_bfloat16(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "libraries": library_versions(*LIBRARIES),
     }

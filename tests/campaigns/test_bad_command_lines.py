@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, FakeRun, whole
+from conftest import ROOT, FakeRun
 from omegaconf import OmegaConf
+from tiny import whole
 
 LIMIT_S = 10
 FAKE = ["sampler=fake", "wandb.mode=disabled", "n_cycles=0", "n_seed=4", "measure.n_questions=4", "measure.n_answers=1"]
