@@ -74,7 +74,7 @@ def compare(task: Compare, command: str) -> Path:
     if len({arm.runs[0].config["n_sampled"] for arm in arms}) > 1:
         pictures.change_by_sampled(runs, out / "quantity.png")
         print(f"        {out / 'quantity.png'}")
-    print(f"report  {out / 'report.html'}")
+    print(f"report  {out / PAGE}")
     return out
 
 
