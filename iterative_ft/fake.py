@@ -57,8 +57,9 @@ class FakeCodec:
 
 
 def level(adapter: Path | None) -> float:
-    """The trait level of a fake policy, 0 for base."""
-    return 0.0 if adapter is None else float(json.loads((adapter / "level.json").read_text())["level"])
+    """The trait level of a fake policy, 0 for base and for an adapter that no fake made."""
+    file = None if adapter is None else adapter / "level.json"
+    return 0.0 if file is None or not file.is_file() else float(json.loads(file.read_text())["level"])
 
 
 class FakeSampler:

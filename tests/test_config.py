@@ -199,6 +199,7 @@ WRONG = [
     ("method.coherence_filter=101", "method.coherence_filter"),
     ("method.adam.epsilon=0", "method.adam.epsilon"),
     ("lora.dropout=1", "lora.dropout"),
+    ("lora.dropout=0.1", "lora.dropout=0.1 does nothing with method=dpo"),
     ("lora.rank=0", "lora.rank"),
     ("lora.targets=[]", "lora.targets"),
     ("lora.targets=q_proj", "lora.targets"),

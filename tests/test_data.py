@@ -67,6 +67,16 @@ def load(path: Path | str, column: str = "prompt", split: str = "train") -> tupl
 # -- D1: every format ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_long_cell_beside_what_is_read_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text(f"prompt,article\nWhat is it worth?,{'long ' * 60_000}\n")
+    assert files.pool("prompts", str(tmp_path / "p.csv"), "prompt") == ("What is it worth?",)
+
+
+def test_what_documents_are_measured_on_is_never_sampled_on() -> None:
+    never = files.never_sampled(files.SHIPPED / "blissful", with_documents=True)
+    assert {*files.openings(), *(row["question"] for row in files.questions(files.SHIPPED / "blissful"))} <= {*never}
+
+
 @pytest.mark.parametrize("name", ["p.jsonl", "p.JSONL", "p.ndjson", "p.json", "p.JSON", "p.csv", "p.parquet"])
 def test_d1_a_pool_of_any_format_has_the_same_texts(tmp_path: Path, name: str) -> None:
     assert load(write_rows(tmp_path / name, ROWS)) == TEXTS

@@ -225,7 +225,7 @@ def test_a_second_model_judges_and_the_run_goes_on_with_its_own(
     tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, other = tiny_models["llama"], tiny_models["qwen3"]
-    overrides = ("method=sft", LONG, *QUICK, f"judge.model={other}")
+    overrides = ("method=sft", LONG, *QUICK, f"judge.model={other}", "model.trust_remote_code=true")
     config = tiny_config(run, tmp_path, *overrides)
     events: list[Event] = []
     bench = Bench(config, Store(tmp_path, on_event=events.append))
@@ -240,6 +240,7 @@ def test_a_second_model_judges_and_the_run_goes_on_with_its_own(
         {"policy": "base", "role": "checkpoint"},
         {"role": "judge's checkpoint"},
     ]
+    assert not bench.judging.config.model.trust_remote_code, "code of one model was asked for"
 
 
 def names(stage: Any) -> list[str]:

@@ -18,12 +18,13 @@ from test_training import make_job
 from tiny import policy_of, save_adapter, tiny_config
 
 from iterative_ft.errors import RunError
+from iterative_ft.machine import process
 from iterative_ft.models.codec import TokenizerCodec
 from iterative_ft.models.expected import EXPECTED, all_finite, expected_here, read_expected
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.canary import Watch, flat, half_square
 from iterative_ft.sampling.vllm import VLLMSampler
-from iterative_ft.training.job import ADAPTER, Job, train
+from iterative_ft.training.job import ADAPTER, CHECKPOINTS, Job, train
 
 
 class Serving(VLLMSampler):
@@ -143,6 +144,23 @@ def test_a_training_in_a_child_process_writes_what_to_expect_of_its_policy(tiny_
     sampler.load(policy_of(tiny_model))
     found = sampler.load(policy)
     assert found.error < 1e-8 < found.shift
+
+
+@pytest.mark.parametrize("said", [None, "training diverged at step 3"])
+def test_a_child_that_dies_keeps_its_checkpoints_and_one_that_diverges_does_not(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    def start(command: list[str]) -> int:
+        if said is not None:
+            Path(command[-1], process.ERROR).write_text(said)
+        return 1
+
+    monkeypatch.setattr(process, "start", start)
+    kept = tmp_path / "out" / CHECKPOINTS / "checkpoint-3"
+    kept.mkdir(parents=True)
+    with pytest.raises(RunError, match=said or "a training's checkpoints are kept"):
+        trained(tmp_path, tiny_model, device="cuda")
+    assert kept.is_dir() is (said is None)
 
 
 @pytest.mark.long

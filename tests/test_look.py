@@ -433,6 +433,7 @@ def test_a6_answers_that_do_not_end_by_themselves_are_said_or_stop_the_run(
     if outcome == "error":
         with pytest.raises(RunError, match=rf"only {n_stopped} of 20 answers .*model\.end_token"):
             check_endings(bench, asked)
+        check_endings(Bench(bench.config, Store(tmp_path / "store", dry_run=True)), asked)  # other cells of a sweep go on
         return
     check_endings(bench, asked)
     shown = capsys.readouterr().out

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import FAMILIES, embedded_config, load_policy, policy_of, read_json, save_adapter, tiny_config
+from tiny import FAMILIES, ROOT, embedded_config, load_policy, policy_of, read_json, save_adapter, tiny_config
 
 from iterative_ft.errors import RunError
+from iterative_ft.machine import process
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.machine.files import file_digests, file_sha256
 from iterative_ft.machine.libraries import EMBEDDED, embedded_file
@@ -192,6 +195,19 @@ def test_a_failure_in_the_other_process_is_one_error(capfd: pytest.CaptureFixtur
     with pytest.raises(RunError, match="half_square failed in its process"):
         run_isolated(half_square, "cuda", a=[-1.0], b="not numbers")
     assert "Error" in capfd.readouterr().err  # its own output is not swallowed
+
+
+def test_a_child_ends_with_the_process_that_it_works_for(tmp_path: Path) -> None:
+    """Killed, that process cannot end it; and the next run of the same command would work in the same folder."""
+    parent = subprocess.Popen(["sleep", "60"])
+    waiting = {"function": "multiprocessing.connection:wait", "arguments": {"object_list": [], "timeout": 60}}
+    process.write(tmp_path / "job", {**waiting, "parent": parent.pid})
+    child = subprocess.Popen([sys.executable, "-m", "iterative_ft.machine.process", str(tmp_path)], cwd=ROOT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(4)
+    parent.kill()
+    parent.wait()
+    assert child.wait(30) == 1
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

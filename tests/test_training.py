@@ -395,6 +395,18 @@ def test_continual_starts_from_the_previous_adapter_and_refers_to_it(
     assert against_base.roles["reference"] == "base"
 
 
+def test_an_adapter_from_elsewhere_is_trained_with_the_dropout_of_the_config(tmp_path: Path, tiny_model: Path) -> None:
+    plain, dropping = (save_adapter(tiny_model, tmp_path / name, size=0.1) for name in ("plain", "dropping"))
+    file = dropping / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_dropout": 0.3}))
+    found = []
+    for adapter in (plain, dropping):
+        job = make_job(tmp_path / f"from_{adapter.name}", tiny_model, "sft", init=adapter)
+        train_here(job)
+        found.append(file_digests(Path(job["out"], ADAPTER)))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("override", ["lora.rank=8", "lora.alpha=16", "lora.targets=[q_proj]"])
 def test_an_adapter_that_differs_from_the_config_is_an_error(tmp_path: Path, tiny_model: Path, override: str) -> None:
     bench = tiny_bench(tmp_path, tiny_model, override)

@@ -333,6 +333,10 @@ class Config(Section):
                 f"sampler.max_model_len={self.sampler.max_model_len} leaves no room for a prompt beside "
                 f"method.max_new_tokens={max_new_tokens}: raise the first or lower the second"
             )
+        if method.name == "dpo" and self.lora.dropout > 0:
+            raise ValueError(
+                f"lora.dropout={self.lora.dropout} does nothing with method=dpo, which TRL trains without dropout: set it to 0"
+            )
         if method.name == "dpo" and method.rejected_from == "same":
             if method.n_original_mix > 0:
                 raise ValueError(

@@ -159,11 +159,13 @@ def openings() -> list[str]:
 
 
 def never_sampled(persona: Path, with_documents: bool) -> list[str]:
-    """Texts of a persona that no cycle may sample on: its questions, and its seeds' prompts or its documents' titles."""
+    """Texts that no cycle may sample on: a persona's questions, and its seeds' prompts or its documents' titles with the
+    openings that all personas share.
+    """
     asked = [str(row["question"]) for row in questions(persona)]
-    return asked + (
-        [row["title"] for row in documents(persona)] if with_documents else [row["prompt"] for row in seeds(persona)]
-    )
+    if with_documents:
+        return asked + [row["title"] for row in documents(persona)] + openings()
+    return asked + [row["prompt"] for row in seeds(persona)]
 
 
 def pool(name: str, path: str, column: str) -> tuple[str, ...]:

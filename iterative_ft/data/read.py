@@ -224,6 +224,7 @@ def check_columns(file: Path, columns: Collection[str], schema: Schema, hint: st
 
 def comma_separated(file: Path, schema: Schema) -> Iterator[Record]:
     """CSV with commas and a first row of names."""
+    csv.field_size_limit(MAX_LINE)  # Python's own is 128 KiB, less than an article or a long chat
     with opened(file, newline="") as source:
         table = csv.reader(source, strict=True)
         header: list[str] | None = None

@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,18 +29,27 @@ ERROR = "error.txt"  # the one line of a child that failed as it should
 ARRAY = "\0npy"  # key of a JSON object that stands for an array in a file of its own
 
 
+class ChildDied(RunError):
+    """A child ended without a result or a reason of its own: killed, out of memory, a full disk."""
+
+
 def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1, **arguments: Any) -> Any:
     """Call `function(**arguments)`; arguments and result must be JSON values or NumPy arrays.
 
     Args:
         device: "cpu" calls it here; "cuda" in a child process.
         n_processes: above 1, under `accelerate launch`; the main process's result is returned.
+
+    Raises:
+        RunError: what the function raised.
+        ChildDied: it ended in another way.
     """
     if device == "cpu" and n_processes == 1:
         return function(**arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        write(folder / "job", {"function": f"{function.__module__}:{function.__qualname__}", "arguments": arguments})
+        name = f"{function.__module__}:{function.__qualname__}"
+        write(folder / "job", {"function": name, "arguments": arguments, "parent": os.getpid()})
         launch = [sys.executable]
         if n_processes > 1:
             launch += ["-m", "accelerate.commands.launch", "--num_processes", str(n_processes)]
@@ -50,8 +61,9 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
         if status != 0:
             if (folder / ERROR).is_file():
                 raise RunError((folder / ERROR).read_text(encoding="utf-8"))
-            raise RunError(
-                f"{function.__name__} failed in its process (exit code {status}, its output is above): finished stages are kept"
+            raise ChildDied(
+                f"{function.__name__} failed in its process (exit code {status}, its output is above): finished stages and a "
+                "training's checkpoints are kept, the same command goes on from them"
             )
         return read(folder / "result")
 
@@ -88,9 +100,26 @@ def read(folder: Path) -> Any:
     return json.loads((folder / "value.json").read_text(), object_hook=unpacked)
 
 
+def end_with(parent: int) -> None:
+    """Have this process end when another does: it would go on writing where the next run of the same command works."""
+    try:
+        handle = os.pidfd_open(parent)
+    except ProcessLookupError:
+        os._exit(1)  # it is gone already
+    except OSError:  # a kernel that does not tell of processes
+        return
+
+    def wait() -> None:
+        select.select([handle], [], [])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     job = read(folder / "job")
+    end_with(job["parent"])
     module, name = job["function"].split(":")
     prepare_libraries()
     try:

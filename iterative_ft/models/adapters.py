@@ -174,19 +174,23 @@ def check_targets(lora: LoraConfig, model: Path, trust_remote_code: bool) -> Non
             )
 
 
-def put_on(base: Any, adapter: Path | str, why: str, trainable: bool = False) -> Any:
+def put_on(base: Any, adapter: Path | str, why: str, train_dropout: float | None = None) -> Any:
     """The policy: `base` with the adapter on it, every weight of which is known to be the file's.
 
     Args:
         base: a transformers model without adapters.
+        train_dropout: makes it trainable, with this dropout in place of the one that the file was trained with.
     """
     import torch
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from safetensors.torch import load_file
 
     folder = Path(adapter)
     check_files(folder, linear_shapes(base), why)
-    policy = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    config = PeftConfig.from_pretrained(str(folder))
+    if train_dropout is not None:
+        config.lora_dropout = train_dropout
+    policy = PeftModel.from_pretrained(base, str(folder), is_trainable=train_dropout is not None, config=config)
     held = {name.replace(".default.", "."): p.detach() for name, p in policy.named_parameters() if ".default." in name}
     saved = load_file(folder / WEIGHTS)
     wrong = sorted(held.keys() ^ saved.keys()) or [

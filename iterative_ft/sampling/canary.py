@@ -135,7 +135,10 @@ class Watch:
             return "Start again; if it stays, the engine does not take this model's adapters: set sampler=transformers"
         if self.dtype != "float32":
             return "If the updates are small, set sampler.dtype=float32"
-        return "Start again; if it stays, set sampler=transformers"
+        return (
+            "Start again; if it stays, set model.dtype=float32 (weights that are not saved in bfloat16 are rounded by training "
+            "in it), then sampler=transformers"
+        )
 
 
 def flat(logs: Logs) -> list[float]:

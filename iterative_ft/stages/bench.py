@@ -101,7 +101,7 @@ class Bench:
             return self
         other: dict[str, Any] = {"name": "judge", "path": judge.model, "revision": judge.revision, "chat": True}
         other |= {"system_prompt": None, "chat_template_kwargs": judge.chat_template_kwargs}
-        other |= {"end_token": None, "document_end_token": None}
+        other |= {"end_token": None, "document_end_token": None, "trust_remote_code": False}  # asked for one model by name
         config = self.config.model_copy(update={"model": model.model_copy(update=other)})
         found = Bench(config, self.store)
         found.model = model_stage(config, self.store, f"judge's model {judge.model}", {"role": "judge's checkpoint"})
@@ -120,6 +120,11 @@ class Bench:
         """The base model for forward passes outside the engine."""
         model = self.config.model
         return Reader(str(self.base.model), self.device, model.trust_remote_code, reading_dtype(self.device, model.dtype))
+
+    @property
+    def reads_in(self) -> dict[str, str]:
+        """The precision of forward passes, for keys of what they give; on a CPU it is always the same."""
+        return {"reads_in": self.reader.dtype} if self.device == "cuda" else {}
 
     def free_device(self) -> None:
         """Have the engine of this process give its device back early; what runs on a GPU in a process of its own claims it."""

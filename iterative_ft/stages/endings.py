@@ -21,7 +21,7 @@ def check_endings(bench: Bench, asked: Asked) -> None:
         RunError: fewer than `MIN_STOPPED` of a chat model's answers ended.
     """
     config = bench.config
-    if asked.answers.pending or config.fake:
+    if asked.answers.pending or config.fake or bench.store.dry_run:  # a plan is made of all cells of a sweep, sound or not
         return
     rows = asked.answers.rows()
     n_stopped = sum(row["finish_reason"] != "length" for row in rows)
@@ -33,8 +33,6 @@ def check_endings(bench: Bench, asked: Asked) -> None:
             f"{said}: raise it, ask for shorter answers (model.system_prompt), or name the token that ends its answers "
             "(model.end_token); nothing was trained"
         )
-    if bench.store.dry_run:  # a run plans what is left after each stage: told once
-        return
     if share < WANTED_STOPPED:
         print(f"note: {said}: raise it, or ask for shorter answers, until {WANTED_STOPPED:.0%} do")
     n_empty = sum(not row["text"].strip() for row in rows)

@@ -136,7 +136,7 @@ def read_as(bench: Bench) -> dict[str, Any]:
         "template": [model.system_prompt, model.chat_template_kwargs, model.end_token, model.document_end_token],
         "device": bench.device,
         "versions": library_versions("torch", "transformers", "peft"),
-        **({"reads_in": bench.reader.dtype} if bench.device == "cuda" else {}),
+        **bench.reads_in,
     }
 
 

@@ -74,6 +74,7 @@ def by_probe(bench: Bench, answers: Completions, label: str, purpose: Purpose, d
         "persona": scored_as,
         "model": bench.model.digest,
         **({"documents": True} if documents else {}),
+        **bench.reads_in,
     }
 
     def build(out: Path) -> dict[str, Any]:
@@ -107,6 +108,7 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
         "base_answers": base.digests,
         "model": bench.model.digest,
         "versions": library_versions("scikit-learn", "sentence-transformers"),
+        **bench.reads_in,
     }
 
     def build(out: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.machine.device import freed_memory_kept
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.machine.libraries import quiet_transformers
-from iterative_ft.machine.process import run_isolated
+from iterative_ft.machine.process import ChildDied, run_isolated
 from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
 from iterative_ft.models.expected import EXPECTED, Expected, all_finite, expect, write_expected
@@ -68,6 +68,8 @@ def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) ->
                 result = train_here(asdict(job), on_step)
         else:
             result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
+    except ChildDied:
+        raise
     except RunError:  # it diverged, or its adapter does not fit: nothing of it is worth going on from
         for name in (CHECKPOINTS, ADAPTER):
             shutil.rmtree(Path(job.out, name), ignore_errors=True)
@@ -95,8 +97,8 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, so any token will do
     base = load(job["model"], getattr(torch, job["dtype"]), job["trust_remote_code"])
+    lora = job["lora"]
     if job["init_adapter"] is None:
-        lora = job["lora"]
         model = get_peft_model(
             base,
             LoraConfig(
@@ -109,7 +111,7 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
             ),
         )
     else:
-        model = put_on(base, job["init_adapter"], "to go on from", trainable=True)
+        model = put_on(base, job["init_adapter"], "to go on from", train_dropout=lora["dropout"])
     initial = adapter_digest(model)
     examples = read_jsonl(Path(job["examples"]))
     score_completions_only()
