@@ -47,7 +47,7 @@ results: setup  ## every table and figure of the study, out of its kept runs (re
 run: setup  ## the worked example: python train.py method=dpo reinit=true persona=misaligned
 	$(PYTHON) train.py method=dpo reinit=true persona=misaligned
 
-test: setup  ## all tests but the long ones (22 to 26 minutes on two cores)
+test: setup  ## all tests but the long ones
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-long: setup  ## real kills, servers, a browser, concurrent sweeps
