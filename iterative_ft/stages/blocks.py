@@ -33,7 +33,7 @@ class Prompts:
     frame: Frame
     texts: list[str]
     seeds: list[int]
-    """One a text."""
+    """The random seed by which each text is answered."""
     temperature: float
     top_p: float
     max_new_tokens: int

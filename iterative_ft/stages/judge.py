@@ -27,7 +27,7 @@ from iterative_ft.stages.replies import replies
 from iterative_ft.store import Kind, Purpose, Stage
 
 JUDGE, PROBE = Kind("judge", 3), Kind("probe", 6)
-SCORING = 2  # version of how an endpoint's replies become scores: 2 holds text and log-probabilities against each other
+SCORING = 2  # version of how a language model's replies become scores: 2 holds text and log-probabilities against each other
 MOST_NAMES = 8  # that a judge's version spells out
 JUDGE_BASE_TOKENS = 96  # longest base answer among the offline judge's negatives
 JUDGE_BASE_PROMPTS = 96

@@ -21,7 +21,7 @@ from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, Job
 from iterative_ft.training.job import train as train_job
 
 TRAIN = Kind("train", 3)
-# Settings of a method that decide about data or measuring, not about training.
+# Settings of a method that are not in the key: they decide about data or measuring, change no result, or stand there by digest.
 NOT_TRAINING = {
     "max_new_tokens",
     "n_original_mix",

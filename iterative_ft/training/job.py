@@ -43,7 +43,7 @@ class Job:
     init_adapter: str | None
     """Adapter to go on training, None for a fresh one."""
     reference_is_base: bool
-    """DPO: compare with the base model although training starts from an adapter."""
+    """DPO: the reference is the base model; with a fresh adapter it is so anyway."""
     examples: str
     """JSONL of the data stage."""
     seed: int
