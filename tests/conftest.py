@@ -96,16 +96,16 @@ def fake_run(tmp_path: Path, compose: Callable[[list[str]], Config]) -> Callable
     return make
 
 
+modules_left_out: set[str] = set()
+
+
 @pytest.fixture(autouse=True)
 def libraries_left_out_of_collections() -> None:
     """Whoever trains collects garbage, which took half a second a time with a million objects of torch, TRL and vLLM in it."""
-    if len(sys.modules) > max(n_modules, default=0):
-        n_modules.append(len(sys.modules))
+    if not sys.modules.keys() <= modules_left_out:
+        modules_left_out.update(sys.modules)
         gc.collect()
         gc.freeze()
-
-
-n_modules: list[int] = []
 
 
 @pytest.fixture(autouse=True)

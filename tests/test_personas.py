@@ -291,10 +291,9 @@ def test_table_has_a_row_a_persona() -> None:
     assert len(table.splitlines()) == 2 + len(files.shipped())
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--quick"], pytest.param([], marks=pytest.mark.long)]
-)  # with near copies: make data-check
+@pytest.mark.parametrize("arguments", [["--quick"], pytest.param([], marks=pytest.mark.long)])
 def test_shipped_data_pass(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Quick leaves out near copies, which take the embedder most of a minute."""
     code = main(arguments)
     assert code == 0, capsys.readouterr().out
 
