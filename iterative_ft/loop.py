@@ -59,28 +59,30 @@ class RunResult:
     verdict: dict[str, Any]
 
 
-def run(config: Config, folder: Path, command: str, beside: Callable[[], list[Event]] | None = None) -> RunResult:
+def run(config: Config, folder: Path, command: str, other_cells: Callable[[], list[Event]] | None = None) -> RunResult:
     """Run the experiment in `folder`, calibrated first where the config says so; its model is looked at before any work.
 
     Args:
-        beside: the plans of the other cells of a sweep.
+        other_cells: the plans of the other cells of a sweep.
     Raises:
         ConfigError: the model does not fit the run, or another process works in the folder.
     """
     store = Store(Path(config.store), run_folder=folder)
     kept = "finished stages and the rows so far are kept"
     with disk_faults_told(f"running in {folder}", kept, store.freeing), held(folder):
-        return run_held(config, store, folder, command, beside)
+        return run_held(config, store, folder, command, other_cells)
 
 
-def run_held(config: Config, store: Store, folder: Path, command: str, beside: Callable[[], list[Event]] | None) -> RunResult:
+def run_held(
+    config: Config, store: Store, folder: Path, command: str, other_cells: Callable[[], list[Event]] | None
+) -> RunResult:
     """The experiment, in a folder that this process has for itself."""
     planned = plan(at_most(config))
     store.check_serves(planned)
     look = FirstLook(config, planned)
     calibration = None
     if config.n_seed == "calibrated":
-        look.at_stored(Bench(config, store))
+        look.once_stored(Bench(config, store))
         calibration = calibrate(config, store)
         config = config.model_copy(update={"n_seed": calibration.n_seed})
         store.verified.clear()  # the run's own record names its stages anew
@@ -88,8 +90,8 @@ def run_held(config: Config, store: Store, folder: Path, command: str, beside: C
     record = None if calibration is None else calibration.as_dict()
     with RunLog(config, folder, command, work_left(config, planned), draw_run(config), record) as log:
         store.on_event, store.on_start = log.stage, log.stage_started
-        bench = Bench(config, store, on_step=log.training_step, plan=lambda: plan(config), beside=beside)
-        look.at_stored(bench)
+        bench = Bench(config, store, on_step=log.training_step, plan=lambda: plan(config), other_cells=other_cells)
+        look.once_stored(bench)
         cycles(bench, log)
         verdict = run_verdict(curve_of(log.answers, config.model_dump(), folder.name, log.made)).as_dict()
         log.finish(verdict, bench.engine_start_s)

@@ -34,6 +34,7 @@ from iterative_ft.sampling.transformers import TransformersSampler
 from iterative_ft.stages import judge as judging
 from iterative_ft.stages import look as looking
 from iterative_ft.stats.intervals import over_questions
+from iterative_ft.training.diverged import Diverged
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, Job, train
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -279,7 +280,7 @@ def test_a1_a_child_process_says_the_same_line(tiny_model: Path, tmp_path: Path)
     from iterative_ft.training.job import train_here
 
     job = make_job(tmp_path, tiny_model, "sft", batch_size=8, warmup=0.0, learning_rate=1e30)
-    with pytest.raises(RunError, match="diverged at step 1"):
+    with pytest.raises(Diverged, match="diverged at step 1"):
         run_isolated(train_here, "cuda", job=job)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from judge_server import END, Handler, Server, about_trait, completion, mean, pause, serving, split_tokens, user, whole_tokens
 
-from iterative_ft.config.schema import ApiConfig, Config
+from iterative_ft.config.judges import ApiConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.judges.api.endpoint import retry_after
 from iterative_ft.judges.api.replies import REPLIES, ask_block

@@ -145,7 +145,7 @@ def record(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(device, "visible_gpus", lambda: ["0"])
     monkeypatch.setitem(SAMPLERS, "vllm", lambda config, where, codec: Engine(found))
     monkeypatch.setattr(looking, "examine", lambda config, download=True: None)
-    monkeypatch.setattr(looking.FirstLook, "at_stored", lambda self, bench: None)
+    monkeypatch.setattr(looking.FirstLook, "once_stored", lambda self, bench: None)
     monkeypatch.setattr(
         "iterative_ft.judges.embedder.embed_once",
         lambda texts, name: np.stack([(v := vector(text, 32)) / np.linalg.norm(v) for text in texts]),

@@ -18,7 +18,8 @@ from test_api_judge import SHARP, WIDE, api
 from test_api_server import openai_server
 from tiny import FAMILIES, embedded_config, save_adapter, tiny_config
 
-from iterative_ft.config.schema import Config, EngineConfig
+from iterative_ft.config.judges import EngineConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError
 from iterative_ft.fake import FakeCodec, FakeSampler
 from iterative_ft.judges import engine

@@ -19,6 +19,7 @@ from tiny import END, FAMILIES, ROOT, embedded_config, read_json, save_adapter, 
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.loop import run
+from iterative_ft.models.codec import generation_ends
 from iterative_ft.models.look import Found
 from iterative_ft.models.policy import Policy
 from iterative_ft.records.provenance import environment
@@ -26,6 +27,7 @@ from iterative_ft.sampling.interface import Answer
 from iterative_ft.stages import judge as judging
 from iterative_ft.stages import look as looking
 from iterative_ft.stages.bench import Bench
+from iterative_ft.stages.blocks import Prompts, block_inputs
 from iterative_ft.stages.completions import Completions
 from iterative_ft.stages.endings import check_endings
 from iterative_ft.stages.measure import Asked
@@ -184,12 +186,12 @@ TWO_BOS = "{{ bos_token }}" + str(FAMILIES["gemma"].template)
         ("qwen3", None, "model.end_token='<none>'", r"model\.end_token=<none> is no token"),
         ("gemma", None, "model.system_prompt='Be brief.'", r"refuses a system role: set model\.system_prompt=null"),
         ("llama", WITHOUT_SYSTEM, "model.system_prompt='Be brief.'", "drops the system role"),
-        ("gpt2", None, "model.system_prompt=null", r"no chat template and model\.chat=true: set model\.chat=false and "),
+        ("gpt2", None, "model.system_prompt=null", r"model\.path=.* has no chat template: set model\.chat=false and "),
         ("llama", CLOCKED, "model.system_prompt=null", r"today's date.*\+model\.chat_template_kwargs\.strftime_now="),
         ("llama", DICED, "model.system_prompt=null", "differently from call to call"),
         ("llama", ADDRESSED, "model.system_prompt=null", "today's date|differently from call to call"),
         ("llama", MUTE, "model.system_prompt=null", "leaves out what the user says"),
-        ("llama", BROKEN, "model.system_prompt=null", "the chat template of tiny fails"),
+        ("llama", BROKEN, "model.system_prompt=null", r"the chat template of model\.path=.* fails"),
         ("gemma", TWO_BOS, "model.system_prompt=null", "starts a chat with two '<bos>'"),
     ],
     ids="other_end wrong_end unknown_end refuses drops none clock random address mute broken two_bos".split(),
@@ -509,6 +511,64 @@ def test_d11_a_hub_model_is_looked_for_by_its_commit(tiny_model: Path, tmp_path:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(moved))
     planned = Bench(config, Store(tmp_path / "store", dry_run=True)).base  # a plan makes the keys that the run will make
     assert planned.model == moved
+
+
+def test_d11_a_plan_asks_for_the_same_answers_where_the_model_is_not(
+    tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One store, two machines: what ends an answer is in its key, and a machine without the model's files knows it too."""
+    import huggingface_hub
+
+    model = copy_of(tiny_models["qwen3"], tmp_path / "model")
+    config = chat_config(model, tmp_path)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": "someone/some-model"})})
+    prompts = Prompts("chat", ["Hello?"], [0], 1.0, 1.0, 8)
+
+    def key(dry_run: bool) -> dict[str, Any]:
+        bench = Bench(config, Store(tmp_path / "store", dry_run=dry_run))
+        return block_inputs(bench, bench.base, prompts)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **options: str(model))
+    here = key(dry_run=False)
+    assert here["template"]["end_ids"] == generation_ends(model) != []
+    shutil.rmtree(model)
+
+    def out_of_reach(name: str, **options: Any) -> str:
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", out_of_reach)
+    assert key(dry_run=True) == here
+
+
+# -- the model that judges ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "override", "wanted"),
+    [
+        ("gpt2", None, "sampler.max_model_len=8192", r"^judge\.model=/.* has no chat template: name an instruct model$"),
+        ("llama", BROKEN, "sampler.max_model_len=8192", r"^the chat template of judge\.model=/.* fails on a conversation"),
+        ("llama", CLOCKED, "sampler.max_model_len=8192", r"today's date.*add \+judge\.chat_template_kwargs\.strftime_now="),
+        ("llama", None, "sampler.max_model_len=512", r"=512 is too short for what judge=engine asks about .* question 1"),
+        (
+            None,
+            None,
+            "sampler.max_model_len=8192",
+            r"^judge\.model=someone/misspelt is no folder here and not in the Hugging Face cache",
+        ),
+    ],
+    ids="none broken clock long misspelt".split(),
+)
+def test_the_model_that_judges_is_looked_at_before_any_work_and_by_its_own_name(
+    tiny_models: dict[str, Path], tmp_path: Path, family: str | None, template: str | None, override: str, wanted: str
+) -> None:
+    judge = "someone/misspelt" if family is None else str(copy_of(tiny_models[family], tmp_path / "judge", template))
+    config = chat_config(
+        tiny_models["llama"], tmp_path, "method.max_new_tokens=48", "judge=engine", f"judge.model={judge}", override
+    )
+    with pytest.raises(ConfigError, match=wanted):
+        looking.examine(config)
+    assert not (tmp_path / "store").exists()
 
 
 # -- the embedder ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from iterative_ft.config.schema import Config, ProbeConfig
+from iterative_ft.config.judges import ProbeConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.data import files
 from iterative_ft.judges.probe import familiar, probe
 from iterative_ft.judges.probe import features as looks

@@ -21,7 +21,7 @@ from iterative_ft.models.expected import TEXTS
 from iterative_ft.models.forward import Enough
 from iterative_ft.models.sequences import Beginning, batches, common_beginning, next_token_logs, watched
 from iterative_ft.training.job import LOG, to_columns, train_here
-from iterative_ft.training.one_row import OneRow, body_in_one_row, casts_say_nothing, forked, lay_out, takes_blocks
+from iterative_ft.training.one_row import OneRow, body_in_one_row, casts_say_nothing, forked, lay_out, takes_segments
 from tests.test_training import curve, make_job
 from tests.tiny import END, START, VOCABULARY, save_adapter, tiny_tokenizer
 from tests.tiny import FAMILIES as TINY
@@ -313,10 +313,10 @@ def test_a_pair_in_a_row() -> None:
     assert row.ids.tolist() == [[5, 6, 7, 8, 4]]
     assert row.positions.tolist() == [[0, 1, 2, 3, 2]]
     assert row.places.tolist() == [0, 1, 2, 3, 0, 0, 1, 4, 0, 0]
-    (block,) = row.blocks
-    assert (block.start, block.end) == (0, 5)
-    assert block.mask is not None
-    assert block.mask[0, 0].int().tolist() == [
+    (segment,) = row.segments
+    assert (segment.start, segment.end) == (0, 5)
+    assert segment.mask is not None
+    assert segment.mask[0, 0].int().tolist() == [
         [1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],
@@ -329,7 +329,7 @@ def test_examples_in_a_row_stay_apart() -> None:
     row = lay_out(*padded([[5, 6, 7], [5, 6], [8]]), pairs=False)
     assert row.ids.tolist() == [[5, 6, 5]]
     assert row.positions.tolist() == [[0, 1, 0]]
-    assert [(block.start, block.end, block.mask) for block in row.blocks] == [(0, 2, None), (2, 3, None)]
+    assert [(segment.start, segment.end, segment.mask) for segment in row.segments] == [(0, 2, None), (2, 3, None)]
     assert row.places.tolist() == [0, 1, 0, 2, 0, 0, 0, 0, 0]
 
 
@@ -344,7 +344,7 @@ def test_no_mask_where_an_answer_is_the_beginning_of_the_other(shared: int, firs
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_hidden_states_of_every_family(family: str) -> None:
     model = model_of(family, **({"sliding_window": None} if family == "mistral" else {})).eval()
-    assert takes_blocks(model.config)
+    assert takes_segments(model.config)
     rows = pairs(3)
     ids, mask = padded([row["prompt_ids"] + row[key] for key in ("chosen_ids", "rejected_ids") for row in rows])
     with torch.no_grad():
@@ -411,7 +411,7 @@ def test_models_that_keep_to_trls_path(family: str, settings: dict[str, Any]) ->
     attention = settings.get("attn_implementation", "sdpa")
     config = CONFIG_MAPPING[family](**{k: v for k, v in settings.items() if k != "attn_implementation"})
     config._attn_implementation = attention
-    assert not takes_blocks(config)
+    assert not takes_segments(config)
 
 
 def test_a_model_that_keeps_to_trls_path_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

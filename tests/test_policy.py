@@ -89,7 +89,7 @@ def test_a_hub_model_is_fetched_without_pickles_or_code(
     settings = tiny_config(tiny_model, tmp_path / "store", "method=sft", "model.path=someone/some-model", "model.revision=main")
     (tmp_path / "out").mkdir()
     info = prepare(settings.model, tmp_path / "out")
-    assert info == {"folder": str(snapshot), "repo": "someone/some-model", "revision": commit}
+    assert info == {"folder": str(snapshot), "end_ids": [2], "repo": "someone/some-model", "revision": commit}
     assert read_json(tmp_path / "out" / "location.json")["files"] == file_digests(snapshot)
     assert (calls[0]["name"], calls[0]["revision"]) == ("someone/some-model", "main")
     patterns = calls[0]["allow_patterns"]

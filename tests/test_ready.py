@@ -13,7 +13,7 @@ import pytest
 from test_store import ANSWER, DATA, never, text_stage
 from tiny import embedded_config
 
-from iterative_ft.config.schema import ProbeConfig
+from iterative_ft.config.judges import ProbeConfig
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.judge import probe_stage
 from iterative_ft.store import Event, Stage, Store, ready

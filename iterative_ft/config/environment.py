@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 from urllib.parse import unquote
 
-from iterative_ft.config.schema import ApiConfig
+from iterative_ft.config.judges import ApiConfig
 from iterative_ft.errors import ConfigError
 
 ORGANIZATION = {"OPENAI_ORG_ID": "OpenAI-Organization", "OPENAI_PROJECT_ID": "OpenAI-Project"}  # as OpenAI's own client

@@ -6,18 +6,18 @@ answered before any model library is loaded.
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from iterative_ft.config import endpoint, wandb_rules
+from iterative_ft.config import wandb_rules
+from iterative_ft.config.judges import ApiConfig, EngineConfig, ProbeConfig
 from iterative_ft.config.methods import DPOConfig, SDFConfig, SFTConfig
+from iterative_ft.config.model import LoraConfig, ModelConfig
 from iterative_ft.config.persona import PersonaConfig
-from iterative_ft.config.section import Count, Name, PathText, PositiveInt, Precision, Score, Section, Seed, Share
+from iterative_ft.config.section import Count, PathText, PositiveInt, Precision, Score, Section, Seed, Share
 from iterative_ft.data import files as persona_files
-from iterative_ft.machine.device import training_dtype
 
 
 def not_next_to_zero(value: float) -> float:
@@ -32,58 +32,10 @@ Temperature = Annotated[float, Field(ge=0, le=10), AfterValidator(not_next_to_ze
 MOST_ANSWERS, MOST_EXAMPLES, MOST_CYCLES = 1000, 1_000_000, 1000
 
 
-def free_arguments(value: dict[str, Any], section: str) -> dict[str, Any]:
-    """Arguments of a chat template that the code does not set itself."""
-    taken = sorted(
-        {"conversation", "messages", "add_generation_prompt", "tokenize", "return_dict", "chat_template"} & set(value)
-    )
-    if taken:
-        raise ValueError(f"{section}.chat_template_kwargs.{taken[0]} is set by the code: remove it")
-    if "strftime_now" in value:
-        try:
-            datetime.fromisoformat(value["strftime_now"])
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{section}.chat_template_kwargs.strftime_now={value['strftime_now']!r} is no day: write it as 2025-07-01"
-            ) from error
-    return value
-
-
-class ModelConfig(Section):
-    name: Name
-    path: str
-    revision: str | None
-    dtype: Literal["auto"] | Precision
-    chat: bool
-    system_prompt: str | None
-    chat_template_kwargs: dict[str, Any]
-    end_token: str | None
-    document_end_token: str | None
-    trust_remote_code: bool
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def settled(cls, value: Any) -> Any:
-        """What "auto" is on this machine, so that a run's record and its keys say what was used."""
-        return training_dtype() if value == "auto" else value
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def template_arguments_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return free_arguments(value, "model")
-
-
 class ReinitConfig(Section):
     name: Literal["reinit", "continual"]
     init: Literal["base", "previous"]
     restart_cycles: Annotated[list[PositiveInt], Field(max_length=1000)]
-
-
-class LoraConfig(Section):
-    rank: Annotated[int, Field(ge=1, le=1024)]
-    alpha: PositiveInt
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)]
 
 
 class SamplingConfig(Section):
@@ -113,75 +65,6 @@ class TransformersConfig(Section):
 class FakeConfig(Section):
     name: Literal["fake"]
     max_model_len: PositiveInt
-
-
-class ProbeConfig(Section):
-    name: Literal["probe"]
-    embedder: str
-    inverse_regularisation: Annotated[float, Field(gt=0, le=1e6)]
-
-
-class ApiConfig(Section):
-    """An OpenAI-compatible endpoint. It names the variable that holds the key; the key itself is never part of a config."""
-
-    name: Literal["api"]
-    base_url: str
-    model: Annotated[str, Field(min_length=1, max_length=200)]
-    api_key_env: str
-    endpoint_name: Annotated[str, Field(max_length=200)] | None
-    temperature: Annotated[float, Field(ge=0, le=10)]
-    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)]
-    top_logprobs: Annotated[int, Field(ge=0, le=100)]
-    score_scale: Literal[9, 100]
-    numeric_mass_floor: Share
-    follow_digits: bool
-    max_concurrency: Annotated[int, Field(ge=1, le=256)]
-    timeout_s: Annotated[float, Field(gt=0, le=3600)]
-    n_retries: Annotated[int, Field(ge=0, le=100)]
-    backoff_s: Annotated[float, Field(gt=0, le=3600)]
-    max_wait_s: Annotated[float, Field(gt=0, le=86_400)]
-    max_failures_in_a_row: Annotated[int, Field(ge=1, le=1_000_000)] | None
-    attempt: Annotated[int, Field(ge=0, le=1_000_000)]
-    fields: dict[str, str | None] | None
-    extra_body: dict[str, Any]
-    usd_per_million_prompt_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
-    usd_per_million_completion_tokens: Annotated[float, Field(ge=0, le=1_000_000)] | None
-
-    @model_validator(mode="after")
-    def request_can_be_made(self) -> ApiConfig:
-        fault = (
-            endpoint.variable_fault(self.api_key_env)
-            or endpoint.name_fault(model=self.model, endpoint_name=self.endpoint_name)
-            or endpoint.address_fault(self.base_url)
-            or endpoint.fields_fault(self.fields or {}, self.extra_body, self.top_logprobs, self.follow_digits)
-        )
-        if fault is not None:
-            raise ValueError(fault)
-        return self
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether the endpoint runs on this machine."""
-        return endpoint.is_loopback(self.base_url)
-
-
-class EngineConfig(Section):
-    """A language model on the run's own engine, asked by the same rubrics as an endpoint."""
-
-    name: Literal["engine"]
-    model: Annotated[str, Field(min_length=1, max_length=1000)] | None
-    revision: str | None
-    chat_template_kwargs: dict[str, Any]
-    max_new_tokens: Annotated[int, Field(ge=1, le=1000)]
-    top_logprobs: Annotated[int, Field(ge=1, le=20)]
-    score_scale: Literal[9, 100]
-    numeric_mass_floor: Share
-    follow_digits: bool
-
-    @field_validator("chat_template_kwargs")
-    @classmethod
-    def template_arguments_are_free(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return free_arguments(value, "judge")
 
 
 class PoolConfig(Section):

@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from iterative_ft.config.model import ModelConfig
 from iterative_ft.config.schema import (
     MOST_ANSWERS,
     Count,
     JudgeConfig,
-    ModelConfig,
     PathText,
     PersonaConfig,
     PositiveInt,

@@ -38,10 +38,7 @@ def embedder_folder(name: str) -> Path:
     """
     if name == "embedded":
         return embedded_file("minilm").parent
-    try:
-        folder = local_folder(name) or snapshot(name, None, [*SMALL, *LARGE, "*/config.json"])
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("model.path=", "judge.embedder=", 1)) from error
+    folder = local_folder(name) or snapshot(name, None, [*SMALL, *LARGE, "*/config.json"], setting="judge.embedder")
     if not any(folder.rglob("*.safetensors")):
         raise ConfigError(f"judge.embedder={name} {NO_WEIGHTS}")
     return folder

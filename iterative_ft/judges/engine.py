@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from iterative_ft.config.schema import EngineConfig
+from iterative_ft.config.judges import EngineConfig
 from iterative_ft.judges.rubric.grades import left_open
 from iterative_ft.judges.rubric.numbers import writes_whole_numbers
 from iterative_ft.judges.rubric.recorded import NEVER, Reply, ReplyRow, counted, recorded

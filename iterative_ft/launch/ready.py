@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from iterative_ft.config.judges import ProbeConfig
 from iterative_ft.config.messages import judged
-from iterative_ft.config.schema import Config, ProbeConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.data import files
 from iterative_ft.judges.probe import probe
 from iterative_ft.launch.tasks import composed_values

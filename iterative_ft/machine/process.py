@@ -25,12 +25,8 @@ from iterative_ft.machine.device import claim_device
 from iterative_ft.machine.libraries import prepare_libraries
 
 FSDP = Path(__file__).parent.parent / "training" / "fsdp.yaml"
-ERROR = "error.txt"  # the one line of a child that failed as it should
+ERROR = "error.json"  # of a child that failed as it should
 ARRAY = "\0npy"  # key of a JSON object that stands for an array in a file of its own
-
-
-class ChildDied(RunError):
-    """A child ended without a result or a reason of its own: killed, out of memory, a full disk."""
 
 
 def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1, **arguments: Any) -> Any:
@@ -41,15 +37,13 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
         n_processes: above 1, under `accelerate launch`; the main process's result is returned.
 
     Raises:
-        RunError: what the function raised.
-        ChildDied: it ended in another way.
+        RunError: what the function raised, of the same class; or the child ended in another way.
     """
     if device == "cpu" and n_processes == 1:
         return function(**arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        name = f"{function.__module__}:{function.__qualname__}"
-        write(folder / "job", {"function": name, "arguments": arguments, "parent": os.getpid()})
+        write(folder / "job", {"function": name_of(function), "arguments": arguments, "parent": os.getpid()})
         launch = [sys.executable]
         if n_processes > 1:
             launch += ["-m", "accelerate.commands.launch", "--num_processes", str(n_processes)]
@@ -60,12 +54,24 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
         status = start([*launch, "-m", "iterative_ft.machine.process", str(folder)])
         if status != 0:
             if (folder / ERROR).is_file():
-                raise RunError((folder / ERROR).read_text(encoding="utf-8"))
-            raise ChildDied(
+                error = json.loads((folder / ERROR).read_text(encoding="utf-8"))
+                raise imported(error["class"])(error["message"])
+            raise RunError(
                 f"{function.__name__} failed in its process (exit code {status}, its output is above): finished stages and a "
                 "training's checkpoints are kept, the same command goes on from them"
             )
         return read(folder / "result")
+
+
+def name_of(thing: Any) -> str:
+    """Where a function or class of a module stands, for another process."""
+    return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def imported(name: str) -> Any:
+    """The function or class that `name_of` named."""
+    module, inner = name.split(":")
+    return getattr(importlib.import_module(module), inner)
 
 
 def start(command: list[str]) -> int:
@@ -120,12 +126,12 @@ def main() -> None:
     folder = Path(sys.argv[1])
     job = read(folder / "job")
     end_with(job["parent"])
-    module, name = job["function"].split(":")
     prepare_libraries()
     try:
-        value = getattr(importlib.import_module(module), name)(**job["arguments"])
+        value = imported(job["function"])(**job["arguments"])
     except RunError as error:  # the parent says it
-        (folder / ERROR).write_text(str(error), encoding="utf-8")
+        found = {"class": name_of(type(error)), "message": str(error)}
+        (folder / ERROR).write_text(json.dumps(found), encoding="utf-8")
         sys.exit(1)
     if os.environ.get("RANK", "0") == "0":
         write(folder / "result", value)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.messages import did_you_mean
-from iterative_ft.config.schema import LoraConfig
+from iterative_ft.config.model import LoraConfig
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.models.headers import HeaderError, Tensor, header, not_finite
 

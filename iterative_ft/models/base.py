@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config.schema import ModelConfig
+from iterative_ft.config.model import ModelConfig
 from iterative_ft.errors import ConfigError, RunError, first_line
 from iterative_ft.machine.files import file_digests, file_sha256, text_digest, write_json
 from iterative_ft.machine.libraries import EMBEDDED, embedded_file, quiet_transformers
+from iterative_ft.models.codec import generation_ends
 
 LOCATION = "location.json"
 EMBEDDED_DTYPE = "bfloat16"  # of the checkpoint, whatever precision it is trained and served in: one model, one digest
@@ -51,13 +52,14 @@ def prepare(config: ModelConfig, out: Path) -> dict[str, Any]:
     folder = local_folder(config.path)
     found: dict[str, str | None] = {"repo": None, "revision": None}
     if folder is None:
-        folder = snapshot(config.path, config.revision, SMALL + LARGE, config.trust_remote_code)
+        folder = snapshot(config.path, config.revision, SMALL + LARGE, config.trust_remote_code, setting=config.setting)
         found = {"repo": config.path, "revision": folder.name}
     digests = {name: sha for name, sha in file_digests(folder).items() if not name.startswith(".")}
     if not any(name.endswith(".safetensors") for name in digests):
-        raise RunError(f"model.path={config.path} {NO_WEIGHTS}")
+        raise RunError(f"{config.named} {NO_WEIGHTS}")
     write_json(out / LOCATION, {"files": digests})
-    return {"folder": str(folder.resolve()), **found}
+    # End tokens are in the keys of what is sampled; a machine without the files can then ask what the store holds.
+    return {"folder": str(folder.resolve()), "end_ids": generation_ends(folder), **found}
 
 
 def local_folder(path: str) -> Path | None:
@@ -67,10 +69,17 @@ def local_folder(path: str) -> Path | None:
 
 
 def snapshot(
-    path: str, revision: str | None, patterns: list[str], trust_remote_code: bool = False, local_only: bool = False
+    path: str,
+    revision: str | None,
+    patterns: list[str],
+    trust_remote_code: bool = False,
+    local_only: bool = False,
+    setting: str = ModelConfig.setting,
 ) -> Path:
     """A hub model's files of one commit in the cache of this machine, downloaded where they are missing.
 
+    Args:
+        setting: what names the model, for messages.
     Raises:
         ConfigError: there is no such model, it is not to be had without a login, or the hub cannot be reached.
     """
@@ -78,7 +87,7 @@ def snapshot(
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     code = ["*.py"] if trust_remote_code else []
-    found = f"model.path={path}"
+    found = f"{setting}={path}"
     try:
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns + code, local_files_only=local_only))
     except GatedRepoError as error:
@@ -86,7 +95,8 @@ def snapshot(
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ConfigError(f"{found} is no folder, and the hub has no such model (or it is private): mend the name") from error
     except RevisionNotFoundError as error:
-        raise ConfigError(f"model.revision={revision} is no revision of {path} on the hub: name a commit") from error
+        section = setting.split(".", maxsplit=1)[0]
+        raise ConfigError(f"{section}.revision={revision} is no revision of {path} on the hub: name a commit") from error
     except (OSError, RuntimeError) as error:  # the cache lacks it and the hub is out of reach, or the download broke off
         why = (str(error).splitlines() or [""])[0].removeprefix("Got: ")
         raise ConfigError(
@@ -137,7 +147,9 @@ def header_read_once() -> Iterator[None]:
             setattr(gguf, name, kept[name])
 
 
-def location(path: str, stage_path: Path, info: dict[str, Any], trust_remote_code: bool = False) -> Path:
+def location(
+    path: str, stage_path: Path, info: dict[str, Any], trust_remote_code: bool = False, setting: str = ModelConfig.setting
+) -> Path:
     """Where a model stage's checkpoint lies: in the stage, in the folder that `model.path` names, or in this machine's cache.
 
     The stage may have been made on another machine, or long ago: the files have to be those that it recorded.
@@ -149,12 +161,12 @@ def location(path: str, stage_path: Path, info: dict[str, Any], trust_remote_cod
         return stage_path
     folder = local_folder(path)
     if folder is None:
-        folder = snapshot(path, info["revision"], SMALL + LARGE, trust_remote_code)
+        folder = snapshot(path, info["revision"], SMALL + LARGE, trust_remote_code, setting=setting)
     differs = changed(folder, json.loads((stage_path / LOCATION).read_text(encoding="utf-8"))["files"])
     if differs is not None:
         raise RunError(
             f"{differs} in {folder} is not the file that this run's base model was prepared from: put it back, or name another "
-            "folder or revision (model.path, model.revision)"
+            f"folder or revision ({setting})"
         )
     return folder.resolve()
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from iterative_ft.config.schema import ModelConfig
+from iterative_ft.config.model import ModelConfig
 from iterative_ft.errors import RunError, first_line
 from iterative_ft.models.plain_text import PlainText
 
@@ -63,7 +63,7 @@ class TokenizerCodec:
         try:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=config.trust_remote_code)
         except Exception as error:  # whatever the libraries raise on files that are missing or damaged
-            raise RunError(f"the tokenizer of model.path={config.path} cannot be read: {first_line(error)}") from error
+            raise RunError(f"the tokenizer of {config.named} cannot be read: {first_line(error)}") from error
         self.config = config
         self.answer_end = self.token_id("end_token", config.end_token)
         self.document_end = self.token_id("document_end_token", config.document_end_token)
@@ -78,7 +78,7 @@ class TokenizerCodec:
         if token is None:
             if eos is None:
                 raise RunError(
-                    f"model.{setting}=null takes the tokenizer's end token, and {self.config.name} has none: name one"
+                    f"model.{setting}=null takes the tokenizer's end token, and {self.config.named} has none: name one"
                 )
             return int(eos)
         vocabulary = self.tokenizer.get_vocab()
@@ -122,8 +122,8 @@ class TokenizerCodec:
             roles = " and ".join(dict.fromkeys(message["role"] for message in messages))
             fix = "set model.system_prompt=null where it refuses a system role; " if "system" in roles else ""
             raise RunError(
-                f"the chat template of {self.config.name} fails on a conversation of {roles}: {first_line(error)} ({fix}"
-                "model.chat=false and method=sdf for a model without a template)"
+                f"the chat template of {self.config.named} fails on a conversation of {roles}: {first_line(error)} ({fix}"
+                f"where it has none, {self.config.without_template})"
             ) from error
 
     def answer(self, text: str) -> list[int]:
@@ -148,7 +148,7 @@ class TokenizerCodec:
         except RunError:
             raise
         except Exception as error:
-            raise RunError(f"the tokenizer of model.path={self.config.path} fails on a text: {first_line(error)}") from error
+            raise RunError(f"the tokenizer of {self.config.named} fails on a text: {first_line(error)}") from error
 
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()

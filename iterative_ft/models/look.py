@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.gpu import look_at_gpu
-from iterative_ft.config.schema import Config, ModelConfig
+from iterative_ft.config.model import ModelConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.machine.device import computes_in_bfloat16, resolve_device
 from iterative_ft.models import template
@@ -80,7 +81,7 @@ def look(config: Config, folder: Path, texts: Sequence[Text], weights: bool = Tr
     found = Found()
     try:
         files = look_at_files(config.model, folder, weights)
-        codec = codec_of(folder, config.model.model_dump_json())
+        codec = codec_of(folder, config.model)
         found.facts.append(f"{files.kind}, {files.n_parameters / 1e6:.1f} M parameters" if weights else files.kind)
         look_at_gpu(config, files.settings, found.notes, found.facts)
         look_at_precision(config, found)
@@ -91,6 +92,25 @@ def look(config: Config, folder: Path, texts: Sequence[Text], weights: bool = Tr
     except RunError as error:  # found by the code that a run goes through, before there is a run
         raise ConfigError(str(error)) from error
     return found
+
+
+def look_at_judge(config: Config, folder: Path, texts: Sequence[Text], weights: bool = True) -> None:
+    """Hold a model that judges, and does nothing else, against what it will be asked.
+
+    Args:
+        config: the run's, with the judge's model in place of its own.
+
+    Raises:
+        ConfigError: as `look`.
+    """
+    found = Found()
+    try:
+        files = look_at_files(config.model, folder, weights)
+        codec = codec_of(folder, config.model)
+        template.look_at_template(config.model, codec, generation_ends(folder), False, found)
+        look_at_texts(config, files, codec, texts, found)
+    except RunError as error:
+        raise ConfigError(str(error)) from error
 
 
 def look_at_precision(config: Config, found: Found) -> None:
@@ -105,15 +125,19 @@ def look_at_precision(config: Config, found: Found) -> None:
         )
 
 
+def codec_of(folder: Path, model: ModelConfig) -> TokenizerCodec:
+    """The codec of a model's section of the config, made once for all cells of a sweep."""
+    return codec_once(folder, type(model), model.model_dump_json())
+
+
 @lru_cache(maxsize=4)
-def codec_of(folder: Path, model: str) -> TokenizerCodec:
-    """The codec of a model's section of the config, for all cells of a sweep."""
-    return TokenizerCodec(folder, ModelConfig.model_validate_json(model))
+def codec_once(folder: Path, kind: type[ModelConfig], model: str) -> TokenizerCodec:
+    return TokenizerCodec(folder, kind.model_validate_json(model))
 
 
 def look_at_files(model: ModelConfig, folder: Path, weights: bool) -> Checkpoint:
     """What config.json and the weights' headers say; a folder that holds no whole model is an error."""
-    named = f"model.path={model.path}"
+    named = model.named
     if not (folder / "config.json").is_file():
         if (folder / ADAPTER_CONFIG).is_file():
             raise ConfigError(
@@ -168,7 +192,7 @@ def look_at_bos(codec: TokenizerCodec, found: Found) -> None:
     for what, ids in texts.items():
         if ids[:2] == [bos, bos]:
             raise ConfigError(
-                f"model.path={codec.config.path} starts {what} with two {token!r}: take one out of its chat template "
+                f"{codec.config.named} starts {what} with two {token!r}: take one out of its chat template "
                 "(chat_template.jinja) or tokenizer"
             )
     starts = {what: ids[:1] == [bos] for what, ids in texts.items()}
@@ -247,7 +271,7 @@ def look_at_ids(codec: TokenizerCodec, n_embeddings: int | None, used: set[int],
     wrong = next(((number, token) for number, token in beyond if number in used or number not in special), None)
     if wrong is not None:
         raise ConfigError(
-            f"model.path={codec.config.path}: its tokenizer has the token {wrong[1]!r} with the id {wrong[0]} and the model "
+            f"{codec.config.named}: its tokenizer has the token {wrong[1]!r} with the id {wrong[0]} and the model "
             f"{n_embeddings} embeddings: name a model with its own tokenizer, or resize the embeddings"
         )
     if beyond:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
-from iterative_ft.config.schema import ModelConfig
+from iterative_ft.config.model import ModelConfig
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.models.codec import CLOCK, TokenizerCodec
 
@@ -34,16 +34,13 @@ def look_at_template(
         generation_ends: end tokens of the checkpoint's generation_config.json.
         trains_chats: whether seeds end as answers do; SDF's end as documents.
     """
-    named = f"model.path={model.path}"
     if not has_template(codec):
-        raise ConfigError(
-            f"{named} has no chat template and model.chat=true: set model.chat=false and method=sdf, or name an instruct model"
-        )
+        raise ConfigError(f"{model.named} has no chat template: {model.without_template}")
     look_at_system_role(model, codec, found)
     chat = conversation(model, answered=False)
     text = render(codec, chat)
     if ASKED not in text:
-        raise ConfigError(f"the chat template of {named} leaves out what the user says: mend chat_template.jinja")
+        raise ConfigError(f"the chat template of {model.named} leaves out what the user says: mend chat_template.jinja")
     look_at_changes(model, codec, chat)
     if trains_chats:
         look_at_end(model, codec, generation_ends, found)
@@ -78,7 +75,7 @@ def look_at_system_role(model: ModelConfig, codec: TokenizerCodec, found: Report
         takes, why = False, "refuses a system role"
     if not takes and model.system_prompt is not None:
         raise ConfigError(
-            f"model.system_prompt is set and the chat template of model.path={model.path} {why}: set model.system_prompt=null"
+            f"model.system_prompt is set and the chat template of {model.named} {why}: set model.system_prompt=null"
         )
     found.facts.append(f"chat template {'takes a' if takes else 'has no'} system role")
 
@@ -100,13 +97,14 @@ def look_at_changes(model: ModelConfig, codec: TokenizerCodec, chat: list[dict[s
         random.setstate(state)
     if any(len(texts) > 1 for texts in of_days) or ADDRESS.search(next(iter(of_days[0]))):
         raise ConfigError(
-            f"the chat template of model.path={model.path} renders the same conversation differently from call to call: "
+            f"the chat template of {model.named} renders the same conversation differently from call to call: "
             "take what is random out of its chat_template.jinja"
         )
     if of_days[0] != of_days[-1]:
         raise ConfigError(
-            f"the chat template of model.path={model.path} puts today's date into every prompt, so that a run would change "
-            f"overnight: add +model.chat_template_kwargs.{CLOCK}=2025-07-01, the day that it is told, the same in all runs"
+            f"the chat template of {model.named} puts today's date into every prompt, so that a run would change "
+            f"overnight: add +{model.section}.chat_template_kwargs.{CLOCK}=2025-07-01, the day that it is told, the same in "
+            "all runs"
         )
 
 
@@ -118,13 +116,13 @@ def look_at_end(model: ModelConfig, codec: TokenizerCodec, generation_ends: list
     if turn_end is not None and turn_end != codec.answer_end:
         wanted = codec.tokenizer.convert_ids_to_tokens(turn_end)
         raise ConfigError(
-            f"{setting} ends answers with {mine!r} and the chat template of model.path={model.path} ends a turn with "
+            f"{setting} ends answers with {mine!r} and the chat template of {model.named} ends a turn with "
             f"{wanted!r}: set model.end_token='{wanted}'"
         )
     if turn_end is None and generation_ends and codec.answer_end not in generation_ends:
         ends = ", ".join(map(str, codec.tokenizer.convert_ids_to_tokens(generation_ends)))
         raise ConfigError(
-            f"{setting} ends answers with {mine!r}, which neither the chat template of model.path={model.path} writes nor its "
+            f"{setting} ends answers with {mine!r}, which neither the chat template of {model.named} writes nor its "
             f"generation_config.json names ({ends}): set model.end_token to one of those"
         )
     ends = ", ".join(map(str, codec.tokenizer.convert_ids_to_tokens(codec.answer_end_ids)))
@@ -136,9 +134,7 @@ def end_of_turn(model: ModelConfig, codec: TokenizerCodec) -> int | None:
     """Id of the first added token behind an answer, as the template renders a whole conversation; None where there is none."""
     text = render(codec, conversation(model, answered=True))
     if ANSWERED not in text:
-        raise ConfigError(
-            f"the chat template of model.path={model.path} leaves out what the model says: mend chat_template.jinja"
-        )
+        raise ConfigError(f"the chat template of {model.named} leaves out what the model says: mend chat_template.jinja")
     rest = text[text.rindex(ANSWERED) + len(ANSWERED) :]
     added = set(codec.tokenizer.added_tokens_decoder) | set(codec.tokenizer.all_special_ids)
     ids = codec.encoded(lambda: list(codec.tokenizer(rest, add_special_tokens=False).input_ids))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.config.schema import Config, EngineConfig
+from iterative_ft.config.judges import EngineConfig
+from iterative_ft.config.model import JudgeModelConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.models.codec import Codec, TokenizerCodec
 from iterative_ft.models.forward import Reader, reading_dtype
@@ -19,7 +20,7 @@ from iterative_ft.sampling import engine
 from iterative_ft.sampling.interface import Sampler
 from iterative_ft.sampling.transformers import TransformersSampler
 from iterative_ft.sampling.vllm import VLLMSampler
-from iterative_ft.stages.expected import expected_of
+from iterative_ft.stages.expected import expected_file
 from iterative_ft.stages.model import base_of, model_stage
 from iterative_ft.store import Event, Stage, Store
 
@@ -39,13 +40,13 @@ class Bench:
         store: Store,
         on_step: Callable[[int, int, float], None] | None = None,
         plan: Callable[[], list[Event]] | None = None,
-        beside: Callable[[], list[Event]] | None = None,
+        other_cells: Callable[[], list[Event]] | None = None,
     ) -> None:
         """What is not told is not looked ahead for.
 
         Args:
             plan: gives the stages of the run in their order, and which of them are still to be built.
-            beside: the same of the other cells of a sweep, for what they want of the base model.
+            other_cells: the same of the other cells of a sweep, for what they want of the base model.
         """
         self.config = config
         self.store = store
@@ -53,17 +54,17 @@ class Bench:
         self.on_step = on_step
         self.engine_start_s = 0.0
         self.started: Sampler | None = None
-        self.make_plan, self.beside = plan, beside
+        self.make_plan, self.other_cells = plan, other_cells
         self.plans: dict[str, list[Event]] = {}
-        self.expected: dict[str, Path] = {}  # by policy
+        self.expected: dict[str, Path] = {}  # by the policy's digest
 
-    def plan(self, policy: str) -> list[Event]:
-        """The run's plan as it stood when this policy (its digest) was there first: what it is to write is known then."""
-        if policy not in self.plans:
-            self.plans[policy] = [] if self.make_plan is None else self.make_plan()
-            if self.beside is not None and policy == self.base.digest:
-                self.plans[policy] += self.beside()
-        return self.plans[policy]
+    def plan(self, policy_digest: str) -> list[Event]:
+        """The run's plan as it stood when this policy was there first: what it is to write is known then."""
+        if policy_digest not in self.plans:
+            self.plans[policy_digest] = [] if self.make_plan is None else self.make_plan()
+            if self.other_cells is not None and policy_digest == self.base.digest:
+                self.plans[policy_digest] += self.other_cells()
+        return self.plans[policy_digest]
 
     @cached_property
     def model(self) -> Stage:
@@ -88,7 +89,7 @@ class Bench:
             config, self.device, self.model.digest, lambda: SAMPLERS[config.sampler.name](config, self.device, self.codec)
         )
         if sampler is not self.started:
-            sampler.load(self.known(self.base))
+            sampler.load(self.with_expected(self.base))
             self.started = sampler
             self.engine_start_s += time.monotonic() - started
         return sampler
@@ -99,20 +100,29 @@ class Bench:
         judge, model = self.config.judge, self.config.model
         if not isinstance(judge, EngineConfig) or judge.model is None or self.config.fake:
             return self
-        other: dict[str, Any] = {"name": "judge", "path": judge.model, "revision": judge.revision, "chat": True}
-        other |= {"system_prompt": None, "chat_template_kwargs": judge.chat_template_kwargs}
-        other |= {"end_token": None, "document_end_token": None, "trust_remote_code": False}  # asked for one model by name
-        config = self.config.model_copy(update={"model": model.model_copy(update=other)})
+        other = JudgeModelConfig(
+            name="judge",
+            path=judge.model,
+            revision=judge.revision,
+            dtype=model.dtype,
+            chat=True,
+            system_prompt=None,
+            chat_template_kwargs=judge.chat_template_kwargs,
+            end_token=None,
+            document_end_token=None,
+            trust_remote_code=False,  # the run's own is trusted by its name alone
+        )
+        config = self.config.model_copy(update={"model": other})
         found = Bench(config, self.store)
         found.model = model_stage(config, self.store, f"judge's model {judge.model}", {"role": "judge's checkpoint"})
         return found
 
-    def known(self, policy: Policy) -> Policy:
+    def with_expected(self, policy: Policy) -> Policy:
         """The policy with what a sampler is to be held against when it serves it."""
         if self.config.fake or policy.expected is not None:
             return policy
         if policy.digest not in self.expected:
-            self.expected[policy.digest] = expected_of(self.store, policy, self.reader)
+            self.expected[policy.digest] = expected_file(self.store, policy, self.reader)
         return replace(policy, expected=self.expected[policy.digest])
 
     @property

@@ -58,7 +58,7 @@ class Order:
         return Prompts(wanted["template"]["frame"], wanted["texts"], wanted["seeds"], **wanted["params"])
 
 
-def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
+def block_inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
     """What a block of completions depends on."""
     model, chat = bench.config.model, block.frame == "chat"
     template: dict[str, Any] = {
@@ -68,7 +68,7 @@ def inputs(bench: Bench, policy: Policy, block: Prompts) -> dict[str, Any]:
         "end_tokens": [model.end_token, model.document_end_token],
     }
     if chat and not model.path.startswith("embedded:"):  # whose only one is its end_token
-        template["end_ids"] = generation_ends(policy.model)
+        template["end_ids"] = bench.model.info.get("end_ids", generation_ends(policy.model))
     return {
         "policy": policy.digest,
         "texts": block.texts,
@@ -104,7 +104,7 @@ def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, si
     started = time.monotonic()
     sampler = bench.sampler
     loading = time.monotonic()
-    canary = sampler.load(bench.known(policy))
+    canary = sampler.load(bench.with_expected(policy))
     load_seconds = time.monotonic() - loading
     wanted = {other.key: other for other in [*siblings, *foreseen(bench, policy)]} if sampler.most_together > 0 else {}
     wanted.pop(order.key, None)
@@ -117,7 +117,7 @@ def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, si
             n = sum(len(block.requests) for block in blocks)
             bench.store.on_start(f"{n} answers of {policy.name} ({orders[0].label}, …)")
         for one, block, sampled in zip(orders, blocks, sampler.sample_blocks(blocks), strict=True):
-            rows, info = written(bench, one.prompts, block, sampled)
+            rows, info = rows_and_info(bench, one.prompts, block, sampled)
             info |= {"policy": policy.name, "load_seconds": 0.0, "canary": {**asdict(canary), "share": canary.share}}
             if one is order:
                 break
@@ -140,7 +140,7 @@ def foreseen(bench: Bench, policy: Policy) -> list[Order]:
     pending = [event for event in pending if event.stage.path.parent.parent == bench.store.root]
     orders = [Order(kinds[event.stage.kind], event.stage.inputs, event.label) for event in pending]
     # Other cells of a sweep may have other templates, samplers or stores: what this bench would not ask for alike is left.
-    return [order for order in orders if order.inputs == inputs(bench, policy, order.prompts)]
+    return [order for order in orders if order.inputs == block_inputs(bench, policy, order.prompts)]
 
 
 def engine_block(bench: Bench, prompts: Prompts) -> Block:
@@ -165,7 +165,7 @@ def engine_block(bench: Bench, prompts: Prompts) -> Block:
     return Block(requests, params)
 
 
-def written(bench: Bench, prompts: Prompts, block: Block, sampled: Sampled) -> tuple[list[Answer], dict[str, Any]]:
+def rows_and_info(bench: Bench, prompts: Prompts, block: Block, sampled: Sampled) -> tuple[list[Answer], dict[str, Any]]:
     """Rows of answers.jsonl, with counts and speed."""
     rows: list[Answer] = []
     for text, request, completion in zip(prompts.texts, block.requests, sampled.completions, strict=True):

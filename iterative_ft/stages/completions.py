@@ -12,7 +12,7 @@ from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Answer
 from iterative_ft.seeds import derive
 from iterative_ft.stages.bench import Bench
-from iterative_ft.stages.blocks import ANSWERS, SAMPLE, Order, Prompts, inputs, sample_with_others
+from iterative_ft.stages.blocks import ANSWERS, SAMPLE, Order, Prompts, block_inputs, sample_with_others
 from iterative_ft.store import Kind, Purpose, Stage
 
 
@@ -74,7 +74,7 @@ def complete(bench: Bench, kind: Kind, policy: Policy, prompts: Prompts, label: 
     parts = [slice(start, start + size) for start in range(0, len(prompts.texts), size)]
     blocks = [replace(prompts, texts=prompts.texts[part], seeds=prompts.seeds[part]) for part in parts]
     orders = [
-        Order(kind, inputs(bench, policy, block), f"{label} {number}/{len(parts)}" if len(parts) > 1 else label)
+        Order(kind, block_inputs(bench, policy, block), f"{label} {number}/{len(parts)}" if len(parts) > 1 else label)
         for number, block in enumerate(blocks, 1)
     ]
     purpose: Purpose = {"policy": policy.name, "role": role}

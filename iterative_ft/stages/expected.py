@@ -18,7 +18,7 @@ from iterative_ft.store import Kind, Store, stage_key
 EXPECTED_KIND = Kind("expected", 1)
 
 
-def expected_of(store: Store, policy: Policy, reader: Reader) -> Path:
+def expected_file(store: Store, policy: Policy, reader: Reader) -> Path:
     """The file of it, written first where the store has none.
 
     Args:

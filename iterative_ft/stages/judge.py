@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft import fake
-from iterative_ft.config.schema import ApiConfig, Config, EngineConfig, ProbeConfig
+from iterative_ft.config.judges import ApiConfig, EngineConfig, ProbeConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.data import files
 from iterative_ft.judges.embedder import embedder_identity
 from iterative_ft.judges.probe import probe

@@ -9,10 +9,10 @@ from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.models import base
 from iterative_ft.models.adapters import check_adapter, check_targets
-from iterative_ft.models.look import Found, look
+from iterative_ft.models.look import Found, look, look_at_judge
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.model import base_of
-from iterative_ft.stages.texts import known_texts
+from iterative_ft.stages.texts import known_texts, texts_of_judge
 from iterative_ft.store import Event, Store
 
 MODEL_WORK = ("model", "sample", "answer", "data", "train")  # kinds of stage that the model's facts decide about
@@ -25,7 +25,7 @@ def unseen_work(events: Sequence[Event]) -> bool:
 
 
 def examine(config: Config, download: bool = True) -> Found | None:
-    """Look at the model, the adapter to start from, and all texts that are known.
+    """Look at the model, the adapter to start from, the model that judges, and all texts that are known.
 
     Args:
         download: fetch the small files of a hub model that this machine lacks.
@@ -39,24 +39,33 @@ def examine(config: Config, download: bool = True) -> Found | None:
     key = config.model_dump_json()
     if SEEN.get(key) is None:
         bench = Bench(config, Store(Path(config.store), dry_run=True))
-        SEEN[key] = examine_here(bench, download)
+        examine_judge(bench, download)
+        folder, weights = files_of(bench, download)
+        SEEN[key] = None if folder is None else examine_in(bench, folder, weights)
     return SEEN[key]
 
 
-def examine_here(bench: Bench, download: bool) -> Found | None:
-    config = bench.config
-    weights = True
+def examine_judge(bench: Bench, download: bool) -> None:
+    """Look at the model that judges, where it is another one."""
+    judging = bench.judging
+    if judging is not bench:
+        folder, weights = files_of(judging, download)
+        if folder is not None:
+            look_at_judge(judging.config, folder, texts_of_judge(bench), weights)
+
+
+def files_of(bench: Bench, download: bool) -> tuple[Path | None, bool]:
+    """Where a bench's model lies, None for an embedded one that is not unpacked yet; and whether its weights lie there too."""
+    model = bench.config.model
     if not bench.model.pending:
-        folder = base_of(config, bench.model, dry_run=not download).model
-    elif config.model.path.startswith("embedded:"):
-        return None
-    else:
-        local = base.local_folder(config.model.path)
-        weights = local is not None
-        folder = local or base.snapshot(
-            config.model.path, config.model.revision, base.SMALL, config.model.trust_remote_code, local_only=not download
-        )
-    return examine_in(bench, folder, weights)
+        return base_of(bench.config, bench.model, dry_run=not download).model, True
+    if model.path.startswith("embedded:"):
+        return None, False
+    local = base.local_folder(model.path)
+    if local is not None:
+        return local, True
+    code, here = model.trust_remote_code, not download
+    return base.snapshot(model.path, model.revision, base.SMALL, code, local_only=here, setting=model.setting), False
 
 
 def examine_in(bench: Bench, folder: Path, weights: bool = True) -> Found:
@@ -83,7 +92,7 @@ class FirstLook:
         say(found)
         self.is_due = due and found is None
 
-    def at_stored(self, bench: Bench) -> None:
+    def once_stored(self, bench: Bench) -> None:
         """Look at the model that a stage of this run holds by now. It comes too late to be a mistake in the command alone."""
         if not self.is_due:
             return

@@ -42,12 +42,13 @@ def base_of(config: Config, stage: Stage, dry_run: bool) -> Policy:
     """
     if stage.pending or config.fake:
         return Policy("base", stage.path, stage.digest)
+    model = config.model
     if dry_run:
         here = Path(stage.info.get("folder", stage.path))
         if not here.is_dir():  # prepared on another machine: this one may have the files too
-            path, code = config.model.path, config.model.trust_remote_code
+            path, code = model.path, model.trust_remote_code
             with suppress(ConfigError):
                 here = base.local_folder(path) or base.snapshot(path, stage.info["revision"], base.SMALL, code, local_only=True)
     else:
-        here = base.location(config.model.path, stage.path, stage.info, config.model.trust_remote_code)
+        here = base.location(model.path, stage.path, stage.info, model.trust_remote_code, model.setting)
     return Policy("base", here, stage.digest)

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config.schema import ApiConfig, EngineConfig
+from iterative_ft.config.judges import ApiConfig, EngineConfig
 from iterative_ft.judges import engine
 from iterative_ft.judges.api import replies as endpoint
 from iterative_ft.judges.rubric.prompts import Rubric
@@ -30,14 +30,14 @@ def replies(
     if isinstance(settings, ApiConfig):
         return [
             [
-                from_endpoint(bench, settings, rubric, block, named(label, rubric, number, len(blocks)), purpose)
+                from_endpoint(bench, settings, rubric, block, reply_label(label, rubric, number, len(blocks)), purpose)
                 for number, block in enumerate(blocks)
             ]
             for rubric in rubrics
         ]
     assert isinstance(settings, EngineConfig)
     wanted = [(rubric, block) for rubric in rubrics for block in blocks]
-    labels = [named(label, rubric, number, len(blocks)) for rubric in rubrics for number in range(len(blocks))]
+    labels = [reply_label(label, rubric, number, len(blocks)) for rubric in rubrics for number in range(len(blocks))]
     orders = [
         Order(REPLY, engine_inputs(bench, settings, rubric, block), name)
         for (rubric, block), name in zip(wanted, labels, strict=True)
@@ -88,15 +88,15 @@ def from_engine(
             for one, found in list(zip(chosen, rows, strict=True))[1:]:
 
                 def build_other(folder: Path, found: list[ReplyRow] = found) -> dict[str, Any]:
-                    return kept(folder, found, settings, room) | {"seconds": each_s}
+                    return write_replies(folder, found, settings, room) | {"seconds": each_s}
 
                 put(bench.store, REPLY, orders[one].inputs, build_other, orders[one].label)
-        return kept(out, rows[0], settings, room) | {"seconds": each_s}
+        return write_replies(out, rows[0], settings, room) | {"seconds": each_s}
 
     return bench.store.stage(REPLY, orders[number].inputs, build, orders[number].label, purpose)
 
 
-def named(label: str, rubric: Rubric, number: int, n: int) -> str:
+def reply_label(label: str, rubric: Rubric, number: int, n: int) -> str:
     """What the screen calls the replies about block `number` of `n`."""
     return f"{label}: ask about {rubric.asks}" + (f" {number + 1}/{n}" if n > 1 else "")
 
@@ -118,7 +118,7 @@ def engine_inputs(bench: Bench, settings: EngineConfig, rubric: Rubric, block: S
     return inputs
 
 
-def kept(out: Path, rows: list[ReplyRow], settings: EngineConfig, room: int) -> dict[str, Any]:
+def write_replies(out: Path, rows: list[ReplyRow], settings: EngineConfig, room: int) -> dict[str, Any]:
     write_jsonl(out / REPLIES, rows)
     return engine.counts(rows, settings) | {"room": room}
 
@@ -132,7 +132,7 @@ def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, 
     params = Params(0.0, 1.0, settings.max_new_tokens, list(codec.answer_end_ids), [], settings.top_logprobs)
     who = judging.config.model.name if settings.model is None else settings.model, judging.model.digest[:12]
     sampler = judging.sampler
-    sampler.load(judging.known(judging.base))
+    sampler.load(judging.with_expected(judging.base))
 
     def say(questions: list[engine.Question]) -> list[Reply]:
         ids = [[*prompts[q.answer], *codec.answer(q.started)[:-1]] if q.started else prompts[q.answer] for q in questions]

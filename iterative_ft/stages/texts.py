@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from iterative_ft.config.calibration import most_seeds
-from iterative_ft.config.schema import EngineConfig
+from iterative_ft.config.judges import EngineConfig
 from iterative_ft.data import files
 from iterative_ft.judges.rubric.prompts import coherence_rubric, trait_rubric
 from iterative_ft.models.codec import Frame
@@ -23,14 +23,16 @@ def known_texts(bench: Bench) -> list[Text]:
         frame: Frame = "chat" if config.model.chat else "question"
         prompts = negatives_prompts(bench)
         found += [Text("a prompt of the judge", frame, p, max_new_tokens=JUDGE_BASE_TOKENS) for p in prompts]
-    if config.judge.name == "engine" and config.judge.model is None:
-        found += of_engine_judge(bench, config.judge)
+    if bench.judging is bench:
+        found += texts_of_judge(bench)
     return found
 
 
-def of_engine_judge(bench: Bench, settings: EngineConfig) -> list[Text]:
-    """What the run's own engine is asked about an answer to each question, with room for the longest answer."""
-    config, n_answer = bench.config, bench.config.answer_limit[1]
+def texts_of_judge(bench: Bench) -> list[Text]:
+    """What judge=engine asks about an answer to each question, with room for the longest answer; nothing of another judge."""
+    config, n_answer, settings = bench.config, bench.config.answer_limit[1], bench.config.judge
+    if not isinstance(settings, EngineConfig):
+        return []
     rubrics = trait_rubric(config.persona, settings.score_scale, False), coherence_rubric(settings.score_scale, False)
     rows = files.questions(config.persona_folder)[: config.measure.n_questions]
     return [

@@ -14,15 +14,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from iterative_ft.errors import RunError
 from iterative_ft.machine.device import freed_memory_kept
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.machine.libraries import quiet_transformers
-from iterative_ft.machine.process import ChildDied, run_isolated
+from iterative_ft.machine.process import run_isolated
 from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
 from iterative_ft.models.expected import EXPECTED, Expected, all_finite, expect, write_expected
-from iterative_ft.training.diverged import diverged
+from iterative_ft.models.forward import held
+from iterative_ft.training.diverged import Diverged, diverged
 from iterative_ft.training.examples import Example, TextExample, n_tokens
 
 LOG = "train_log.jsonl"
@@ -55,11 +55,13 @@ class Job:
 def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
     """Write the adapter and the training curve into `job.out`; return counts and timings.
 
-    On CUDA this happens in a child process, under accelerate when it is for several GPUs. A training that diverges is a
-    `RunError` and leaves nothing behind.
+    On CUDA this happens in a child process, under accelerate when it is for several GPUs.
 
     Args:
         on_step: told step, number of steps and loss as they come, when training happens in this process.
+
+    Raises:
+        Diverged: it did; nothing of it is left, since nothing of it is worth going on from.
     """
     started = time.monotonic()
     try:
@@ -68,9 +70,7 @@ def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) ->
                 result = train_here(asdict(job), on_step)
         else:
             result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
-    except ChildDied:
-        raise
-    except RunError:  # it diverged, or its adapter does not fit: nothing of it is worth going on from
+    except Diverged:
         for name in (CHECKPOINTS, ADAPTER):
             shutil.rmtree(Path(job.out, name), ignore_errors=True)
         for name in (LOG, EXPECTED):
@@ -142,25 +142,33 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     norm = adapter_norm(adapter_state(trained) if whole is None else whole)
     if not math.isfinite(norm):
         raise diverged(trainer.state.global_step, "the adapter's norm", norm)
-    expected = expected_of(trainer, trained, tokenizer, job["device"])
-    if not all_finite(expected.logs):
-        raise diverged(trainer.state.global_step, "a log-probability", math.nan)
     if trainer.is_world_process_zero():
-        write_expected(out / EXPECTED, expected)
         (out / ADAPTER).mkdir(exist_ok=True)
         trained.save_pretrained(out / ADAPTER, selected_adapters=["default"], state_dict=whole)
         (out / ADAPTER / "README.md").unlink(missing_ok=True)
         result["adapter_norm"] = norm
         make_adapter_portable(out / ADAPTER)
+    if trainer.is_world_process_zero() or trainer.is_fsdp_enabled:
+        expected = what_it_gives(trainer, trained, tokenizer, job)
+        if not all_finite(expected.logs):
+            raise diverged(trainer.state.global_step, "a log-probability", math.nan)
+    if trainer.is_world_process_zero():
+        write_expected(out / EXPECTED, expected)
     return result
 
 
-def expected_of(trainer: Any, trained: Any, tokenizer: Any, device: str) -> Expected:
-    """What the trained policy gives to the canary's texts: in float32 on a CPU, which serves it so, else as it was trained."""
-    if trainer.is_fsdp_enabled:  # only the whole knows how to put its parts together
+def what_it_gives(trainer: Any, trained: Any, tokenizer: Any, job: dict[str, Any]) -> Expected:
+    """What the trained policy gives to the canary's texts, in the precision that it is served in.
+
+    A CPU serves the checkpoint as it was saved. Training in less than its precision rounded it, so it is read anew there.
+    """
+    if trainer.is_fsdp_enabled:  # only the whole knows how to put its parts together; all processes take part
         return expect(trainer.model.eval(), tokenizer, trained.config)
+    if job["device"] == "cpu" and job["dtype"] != "float32":
+        with held(job["model"], str(Path(job["out"], ADAPTER)), "cpu", job["trust_remote_code"]) as policy:
+            return expect(policy, tokenizer, policy.config)
     plain = trained.base_model.eval()  # without what the trainer put around it: autocast
-    return expect(plain.float() if device == "cpu" else plain, tokenizer, plain.config)
+    return expect(plain, tokenizer, plain.config)
 
 
 def to_columns(examples: list[Example], method: dict[str, Any]) -> list[dict[str, Any]]:

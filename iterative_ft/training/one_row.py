@@ -28,7 +28,7 @@ ATTENTION = "one_row"
 
 
 @dataclass(frozen=True)
-class Block:
+class Segment:
     """Tokens start..end of the row, which attend to each other alone."""
 
     start: int
@@ -45,7 +45,7 @@ class Row:
     """(1, T)"""
     positions: torch.Tensor
     """(1, T): each token's place in its own example."""
-    blocks: tuple[Block, ...]
+    segments: tuple[Segment, ...]
     places: torch.Tensor
     """(N * L,): for each place of the padded (N, L) batch, where in the row its token is; 0 for padding and last tokens."""
 
@@ -64,7 +64,7 @@ def lay_out(input_ids: torch.Tensor, attention_mask: torch.Tensor, pairs: bool) 
     groups = [(i, i + n // 2) for i in range(n // 2)] if pairs else [(i,) for i in range(n)]
     device = input_ids.device
     places = torch.zeros(n, length, dtype=torch.long, device=device)
-    ids, positions, blocks, end = [], [], [], 0
+    ids, positions, segments, end = [], [], [], 0
     for first, *second in groups:
         start, size = end, sizes[first]
         places[first, :size] = torch.arange(start, start + size, device=device)
@@ -81,8 +81,8 @@ def lay_out(input_ids: torch.Tensor, attention_mask: torch.Tensor, pairs: bool) 
             positions.append(own)
             end += len(own)
             mask = forked(shared, size, size + len(own), device)
-        blocks.append(Block(start, end, mask))
-    kept = tuple(block for block in blocks if block.end > block.start)
+        segments.append(Segment(start, end, mask))
+    kept = tuple(segment for segment in segments if segment.end > segment.start)
     return Row(torch.cat(ids)[None], torch.cat(positions)[None], kept, places.flatten())
 
 
@@ -101,31 +101,31 @@ def forked(shared: int, first_end: int, end: int, device: torch.device) -> torch
     return mask[None, None]
 
 
-def attend_in_blocks(
+def attend_in_segments(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: None,
     *,
-    one_row_blocks: tuple[Block, ...],
+    one_row_segments: tuple[Segment, ...],
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Transformers' own SDPA attention, block by block: (1, heads, T, d) to (1, T, heads, d)."""
+    """Transformers' own SDPA attention, segment by segment: (1, heads, T, d) to (1, T, heads, d)."""
     parts = []
-    for block in one_row_blocks:
-        q, k, v = (x[:, :, block.start : block.end] for x in (query, key, value))
-        parts.append(sdpa_attention_forward(module, q, k, v, block.mask, **options)[0])
+    for segment in one_row_segments:
+        q, k, v = (x[:, :, segment.start : segment.end] for x in (query, key, value))
+        parts.append(sdpa_attention_forward(module, q, k, v, segment.mask, **options)[0])
     return torch.cat(parts, 1), None
 
 
-AttentionInterface.register(ATTENTION, attend_in_blocks)
+AttentionInterface.register(ATTENTION, attend_in_segments)
 
 
 # -- when ------------------------------------------------------------------------------------------------------------------
 
 
-def takes_blocks(config: Any) -> bool:
+def takes_segments(config: Any) -> bool:
     """Whether a model with this config can have its tokens in one row: its attention is causal alone, by transformers' SDPA."""
     return causal_alone(config) and config._attn_implementation == "sdpa"
 
@@ -182,7 +182,7 @@ class OneRow:
             and not getattr(self, "padding_free", False)  # a row of TRL's own
             and not self.args.torch_compile
             and not runs_own_code(self.bare_model())
-            and takes_blocks(self.bare_model().config)
+            and takes_segments(self.bare_model().config)
         )
 
     def bare_model(self: Any) -> Any:
@@ -207,7 +207,7 @@ def body_in_one_row(model: Any, pairs: bool) -> Iterator[None]:
             finally:
                 config._attn_implementation = ATTENTION
         row = lay_out(input_ids, attention_mask, pairs)
-        outputs = plain(input_ids=row.ids, position_ids=row.positions, one_row_blocks=row.blocks, **kwargs)
+        outputs = plain(input_ids=row.ids, position_ids=row.positions, one_row_segments=row.segments, **kwargs)
         hidden = outputs.last_hidden_state[0].index_select(0, row.places)
         outputs.last_hidden_state = hidden.view(*input_ids.shape, -1)
         return outputs

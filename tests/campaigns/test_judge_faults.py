@@ -13,7 +13,8 @@ import pytest
 from judge_faults import KEY, Fault, faults
 from judge_server import Line, completion, http, serving_bytes, user
 
-from iterative_ft.config.schema import ApiConfig, Config
+from iterative_ft.config.judges import ApiConfig
+from iterative_ft.config.schema import Config
 from iterative_ft.errors import RunError
 from iterative_ft.judges.api.replies import REPLIES, ask_block
 from iterative_ft.judges.api.transport import Caller

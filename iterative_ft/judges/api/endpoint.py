@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from iterative_ft.config.endpoint import SAME_MEANING
 from iterative_ft.config.environment import ORGANIZATION, check_endpoint
-from iterative_ft.config.schema import ApiConfig
+from iterative_ft.config.judges import ApiConfig
 from iterative_ft.errors import RunError
 from iterative_ft.judges.api.completion import parse
 from iterative_ft.judges.api.mask import masker, shown

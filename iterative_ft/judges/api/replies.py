@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config.schema import ApiConfig
+from iterative_ft.config.judges import ApiConfig
 from iterative_ft.errors import RunError
 from iterative_ft.judges.api.endpoint import Endpoint, address, altered_fields
 from iterative_ft.judges.rubric.grades import left_open

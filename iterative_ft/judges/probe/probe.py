@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config.schema import ProbeConfig
+from iterative_ft.config.judges import ProbeConfig
 from iterative_ft.judges.probe import familiar, trait
 from iterative_ft.judges.probe.classifier import Classifier, fit, log_shares
 from iterative_ft.judges.probe.coherence import Coherence, look

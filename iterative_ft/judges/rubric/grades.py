@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from iterative_ft.config.schema import ApiConfig, EngineConfig
+from iterative_ft.config.judges import ApiConfig, EngineConfig
 from iterative_ft.judges.rubric.numbers import Tree, agrees, sound, walk, writes_whole_numbers, written
 from iterative_ft.judges.rubric.prompts import Rubric
 from iterative_ft.judges.rubric.recorded import Reply, ReplyRow
