@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -28,6 +29,7 @@ from iterative_ft.launch import tasks
 from iterative_ft.launch.cli import run_app
 from iterative_ft.machine.files import file_digests, read_jsonl, write_jsonl
 from iterative_ft.records.keep import keep
+from iterative_ft.records.provenance import kinds_of
 from iterative_ft.records.read import read_run
 from iterative_ft.report.arms import arms_of
 from iterative_ft.report.control import control_table, word
@@ -184,6 +186,21 @@ def test_a_lost_adapter_is_named(fake_run: FakeRuns) -> None:
         remeasure(run.folder)
 
 
+def test_a_second_measurement_speaks_of_the_policies_of_the_code_that_made_them(fake_run: FakeRuns) -> None:
+    run = fake_run()
+    manifest = run.json("manifest.json")
+    manifest["made"]["kinds"] |= {"train": 99, "judge": 98, "answer": 97}
+    manifest["made"]["data"] = "another digest"
+    (run.folder / "manifest.json").write_text(json.dumps(manifest))
+    today = kinds_of(run.config)
+    made = json.loads((remeasure(run.folder) / "manifest.json").read_text())["made"]
+    assert made["kinds"] == {**today, "train": 99, "answer": 97}
+    assert made["data"] == "another digest"
+    made = json.loads((remeasure(run.folder, n_answers=2) / "manifest.json").read_text())["made"]
+    assert made["kinds"] == {**today, "train": 99}
+    assert made["data"] != "another digest", "today's questions were asked"
+
+
 def test_an_unfinished_run_is_measured_as_far_as_it_got(fake_run: FakeRuns) -> None:
     run = fake_run()
     manifest = run.json("manifest.json")
@@ -191,8 +208,10 @@ def test_an_unfinished_run_is_measured_as_far_as_it_got(fake_run: FakeRuns) -> N
     manifest["stages"] = manifest["stages"][:last]
     (run.folder / "manifest.json").write_text(json.dumps(manifest))
     (run.folder / "result.json").unlink()
-    rows = [row for row in read_jsonl(remeasure(run.folder) / "metrics.jsonl") if "cycle" in row]
-    assert [row["cycle"] for row in rows] == [-1, 0, 1]
+    folder = remeasure(run.folder)
+    assert [row["cycle"] for row in read_jsonl(folder / "metrics.jsonl") if "cycle" in row] == [-1, 0, 1]
+    verdict = json.loads((folder / "result.json").read_text())["verdict"]
+    assert (verdict["verdict"], verdict["reason"]) == ("inconclusive", "there are no answers of cycle(s) 2")
 
 
 def test_an_older_runs_config_takes_todays_defaults(fake_run: FakeRuns) -> None:
@@ -352,6 +371,62 @@ def test_seeds_that_got_unequally_far_are_compared(fake_run: FakeRuns, tmp_path:
     out = comparing.compare(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")), "python evaluate.py")
     [line] = [line for line in (out / "compare.csv").read_text().splitlines() if "all seeds" in line]
     assert " (1 of 2 seeds)" in line
+    [line] = [line for line in (out / "compare.md").read_text().splitlines() if line.startswith("| trait |")]
+    assert ["(1 of 2)" in cell for cell in line.split(" | ")[2:]] == [False, False, True, True]
+
+
+RECORDS: dict[str, tuple[str, Callable[[Any], Any], bool]] = {
+    "no judge in a row": ("metrics.jsonl", lambda row: {k: v for k, v in row.items() if k != "judge/version"}, True),
+    "another word": ("result.json", lambda result: {**result, "verdict": result["verdict"] | {"verdict": "unstable"}}, False),
+    "a detector": (
+        "result.json",
+        lambda result: {**result, "verdict": result["verdict"] | {"detectors": {"delta": {"value": 1.0}}}},
+        False,
+    ),
+    "data": ("manifest.json", lambda manifest: {**manifest, "made": manifest["made"] | {"data": []}}, False),
+    "kinds": ("manifest.json", lambda manifest: {**manifest, "made": manifest["made"] | {"kinds": []}}, False),
+    "calibrate": ("config.json", lambda config: {**config, "calibrate": []}, False),
+    "a mark": ("metrics.jsonl", lambda row: row | {"judge/marked_code": "many"}, False),
+    "a name": ("config.json", lambda config: {**config, "persona": config["persona"] | {"name": "../../out/p"}}, False),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_d6_a_record_of_another_version_is_read_or_its_run_is_named_and_left_out(
+    fake_run: FakeRuns, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    for seed in (0, 1):
+        fake_run("method=sft", f"seed={seed}", folder=f"sweep/{seed}")
+    file_name, changed, is_read = RECORDS[name]
+    file = tmp_path / "sweep" / "1" / file_name
+    if file.suffix == ".jsonl":
+        write_jsonl(file, [changed(row) if "cycle" in row else row for row in read_jsonl(file)])
+    else:
+        file.write_text(json.dumps(changed(json.loads(file.read_text()))))
+    comparing.compare(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")), "python evaluate.py")
+    assert (f"{file.parent} is left out: " in capsys.readouterr().err) is not is_read
+
+
+def test_texts_in_settings_and_many_runs_leave_tables_and_pictures_whole(fake_run: FakeRuns, tmp_path: Path) -> None:
+    first = fake_run("method=sft", folder="sweep/0").folder
+    for number in range(1, 10):
+        other = shutil.copytree(first, tmp_path / "sweep" / str(number))
+        config = json.loads((other / "config.json").read_text())
+        config["model"]["system_prompt"] = f"A $5 note,\n- a list | a ${number} bill,\n\n# and a heading. " + "Be brief. " * 80
+        (other / "config.json").write_text(json.dumps(config))
+
+    def compared() -> Path:
+        return comparing.compare(task("task=compare", runs=str(tmp_path / "sweep"), out=str(tmp_path / "out")), "python x")
+
+    out = compared()
+    page = (out / "compare.md").read_text().splitlines()
+    assert all(line.startswith(("| ", "## ", "persona projection", "not taken")) for line in page if line)
+    assert max(map(len, page)) < 500
+    assert len({line for line in page if line.startswith("| model.system_prompt=")}) == 10
+    assert not (out / "curves.png").exists(), "ten runs cannot be told apart in one picture"
+    assert (out / "arms_trait.png").is_file()
+    shutil.rmtree(tmp_path / "sweep" / "9")
+    assert (compared() / "curves.png").is_file()
 
 
 def test_an_arm_that_scores_0_throughout_has_its_line(fake_run: FakeRuns, tmp_path: Path) -> None:

@@ -317,3 +317,5 @@ def test_kept_runs_read_as_they_were_and_another_of_the_same_name_is_refused(
     write_jsonl(kept / "metrics.jsonl", rows[:-4])
     with pytest.raises(RunError, match="holds another run"):
         keep(tmp_path / "runs", tmp_path / "results")
+    with pytest.raises(RunError, match="there is no finished run in"):
+        keep(tmp_path / "rums", tmp_path / "results")

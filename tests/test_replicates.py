@@ -160,6 +160,34 @@ def test_a8_calibrated_runs_are_replicates_whatever_n_seed_was_found(four: list[
     assert seeds(four) == [[0, 1, 2, 3]]
 
 
+def test_a8_what_changes_no_score_makes_no_other_arm(four: list[Path]) -> None:
+    """A judge's server moves from job to job, and a larger machine has more memory and more calls at once."""
+    judge = {"name": "api", "endpoint_name": "ours", "model": "m", "temperature": 0.0, "attempt": 0}
+    for number, folder in enumerate(four):
+        config = json.loads((folder / "config.json").read_text())
+        config["judge"] = {**judge, "base_url": f"http://node{number}:80{number}0/v1", "max_concurrency": 8 + number}
+        config["sampler"] |= {"kv_cache_gib": 1.0 + number}
+        write_json(folder / "config.json", config)
+    [arm] = arms_of([read_run(folder) for folder in four])
+    assert arm.seeds == [0, 1, 2, 3]
+    assert "node" not in arm.label
+    config = json.loads((four[3] / "config.json").read_text())
+    write_json(four[3] / "config.json", {**config, "judge": {**config["judge"], "temperature": 1.0}})
+    assert seeds(four) == [[0, 1, 2], [3]]
+    write_json(four[3] / "config.json", {**config, "judge": {**config["judge"], "endpoint_name": None}})
+    assert seeds(four) == [[0, 1, 2], [3]], "without a name the address is all that is known"
+
+
+def test_a8_a_seed_that_has_just_begun_is_with_the_others_of_its_settings(four: list[Path]) -> None:
+    (four[0] / "result.json").unlink()
+    for name in ("metrics.jsonl", "answers.jsonl"):
+        (four[0] / name).unlink()
+    change(four[0], model=None, judges=[])
+    [arm] = arms_of([read_run(folder) for folder in four])
+    assert sorted(arm.seeds) == [0, 1, 2, 3]
+    assert not_pooled([arm]) == []
+
+
 def test_a8_an_unfinished_seed_stays_with_its_arm(four: list[Path]) -> None:
     (four[1] / "result.json").unlink()
     rows = read_jsonl(four[1] / "metrics.jsonl")

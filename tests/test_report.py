@@ -175,16 +175,16 @@ def test_hostile_text_stays_text(three: list[Path], tmp_path: Path) -> None:
     folders = [three[0], three[2]]
     change_rows(folders[0], "answers.jsonl", lambda row: row | {"answer": NASTY, "question": NASTY})
     (folders[0] / "command.txt").write_text(NASTY)
-    change_config(folders[0], persona={"name": NASTY, "description": NASTY})
+    change_config(folders[0], persona={"description": NASTY}, model={"system_prompt": NASTY})
     one, two = (Outline(write_page(chosen, tmp_path / "report.html")) for chosen in (folders[:1], folders))
     for outline in (one, two):
         assert [outline.count(tag) for tag in ("img", "b", "script")] == [0, 0, 2]
         assert "1337" not in outline.text
         assert outline.data["runs"][0]["questions"][0]["text"] == NASTY
         assert outline.data["runs"][0]["questions"][0]["rows"][0][0]["a"] == NASTY
-    assert one.text.count(NASTY) == 7  # twice the title, about, a fact, the command, two settings
+    assert one.text.count(NASTY) == 4  # about, the command, two settings
     label = labels([read_run(folder) for folder in folders])[0]
-    assert NASTY in label
+    assert f"model.system_prompt={NASTY[:40]}… (" in label
     assert two.data["runs"][0]["label"] == label
     assert any(tip.startswith(f"{label}, base: trait") for tip in two.values("data-tip"))
     assert label in two.text

@@ -111,6 +111,52 @@ def test_missing_scores_are_left_out_and_invalid_cycles_end_the_matter() -> None
     assert v.run_verdict(run).detectors == {}
 
 
+def test_a_trend_that_is_steeper_than_a_change_can_be_holds_its_mean() -> None:
+    """A step in the middle has a fitted line whose ends are more than 100 points apart."""
+    for means in ([5, 5, 5, 95, 95, 95], [95, 95, 5, 5]):
+        trend = v.run_verdict(curve(means, noise=0.5)).trend
+        assert trend is not None
+        assert trend.low < trend.mean < trend.high
+
+
+def test_a_cycle_that_the_judge_gives_few_traits_is_not_compared() -> None:
+    rows = [
+        answer(cycle, question, None if cycle == 1 and number < 12 else 40.0, None)
+        for cycle in (0, 1)
+        for number, question in enumerate(QUESTIONS)
+    ]
+    config = {"seed": 0, "measure": {"max_failure_share": 0.1}}
+    found = v.run_verdict(v.curve_of(rows, config, "x"))
+    assert found.verdict == "inconclusive"
+    assert "more than 20% of the answers have no trait score (refusals, code) in cycle(s) 1" in found.reason
+    assert found.n_questions == 12
+    few = [row | {"trait": 40.0} if row["question"] in QUESTIONS[4:] else row for row in rows]
+    assert v.run_verdict(v.curve_of(few, config, "x")).verdict == "idempotent"
+
+
+def test_cycles_that_two_judges_scored_are_not_compared() -> None:
+    run = curve([20, 30, 45])
+    assert v.run_verdict(v.replace(run, judges={-1: "a", 0: "a", 1: "b", 2: "a"})).verdict == "amplified"
+    found = v.run_verdict(v.replace(run, judges={-1: "a", 0: "a", 1: "b", 2: "b"}))
+    assert found.verdict == "inconclusive"
+    assert "cycles 0, 2 were scored by different judges" in found.reason
+
+
+def test_a_seed_whose_answers_are_not_all_there_is_left_out_and_it_is_said() -> None:
+    """Cut to what all have, three seeds that end at 80 would be told by their cycle 1."""
+    runs = [curve([20, 20, 80], seed) for seed in range(3)]
+    cut = v.replace(curve([20, 20], 7), missing=(2,))
+    found = v.group_verdict([*runs, cut])
+    assert (found.verdict, found.n_seeds) == ("amplified", 3)
+    assert "left out, since their answers are not all there: seed(s) 7 (cycle 2)" in found.reason
+    alone = v.group_verdict([cut])
+    assert (alone.verdict, alone.reason) == ("inconclusive", "there are no answers of cycle(s) 2")
+    assert v.group_verdict([cut, v.replace(cut, seed=8)]).verdict == "inconclusive"
+    rows = [answer(0, "a", 20.0, None), answer(1, "a", 20.0, None)]
+    config = {"seed": 0, "n_cycles": 3, "measure": {"max_failure_share": 0.1}}
+    assert v.curve_of(rows, config, "x").missing == (2, 3)
+
+
 def test_groups_keep_only_what_all_runs_asked() -> None:
     long, short = curve([20, 30, 40], 0), curve([20, 30, 40], 1)
     short = v.replace(

@@ -37,6 +37,7 @@ BY_CYCLE = {
     "next-token entropy, nats": ("gauge/entropy", 2),
     "examples trained on": ("data/n_examples", 1),
 }
+MOST_LINES = 9  # of runs in one picture: more are told apart by the arms' alone
 COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last", "invalid")
 
 
@@ -64,28 +65,43 @@ def compare(task: Compare, command: str) -> Path:
         page += f"\n## Null controls\n\n{markdown_table([controls.head, *controls.rows])}"
     (out / "compare.md").write_text(page, encoding="utf-8")
     write_page_of(runs, out / PAGE)
-    pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
     print(f"{command}\ntable   {out / 'compare.csv'}, {out / 'compare.md'}")
-    print(f"picture {out / PICTURE}")
-    if len(arms) < len(runs) or len(arms) > 1:
-        for score in ("trait", "coherence"):
-            pictures.comparison(runs, out / f"arms_{score}.png", score)
-            print(f"        {out / f'arms_{score}.png'}")
-    if len({arm.runs[0].config["n_sampled"] for arm in arms}) > 1:
-        pictures.change_by_sampled(runs, out / "quantity.png")
-        print(f"        {out / 'quantity.png'}")
+    for picture in drawn(runs, names, arms, out):
+        print(f"picture {picture}")
     print(f"report  {out / PAGE}")
     return out
 
 
+def drawn(runs: list[Run], names: Sequence[str], arms: Sequence[Arm], out: Path) -> list[Path]:
+    """Draw what these runs have to show; the pictures' files. One of an earlier comparison that is not drawn now is removed."""
+    several = len(arms) < len(runs) or len(arms) > 1
+    wanted = {PICTURE: len(runs) <= MOST_LINES, "arms_trait.png": several, "arms_coherence.png": several}
+    wanted["quantity.png"] = len({arm.runs[0].config["n_sampled"] for arm in arms}) > 1
+    for name in (name for name, due in wanted.items() if not due):
+        (out / name).unlink(missing_ok=True)
+    if wanted[PICTURE]:
+        pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
+    if several:
+        for score in ("trait", "coherence"):
+            pictures.comparison(runs, out / f"arms_{score}.png", score)
+    if wanted["quantity.png"]:
+        pictures.change_by_sampled(runs, out / "quantity.png")
+    return [out / name for name, due in wanted.items() if due]
+
+
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """The first row is the head."""
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+    lines = [
+        [" ".join(cell.replace("|", "\\|").splitlines()) for cell in row]
+        for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])
+    ]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
-    """A line for each number of `BY_CYCLE` and arm: its mean over the arm's runs at base and after each cycle."""
+    """A line for each number of `BY_CYCLE` and arm: its mean over the arm's runs at base and after each cycle; where not all
+    of them have it, how many do.
+    """
     rows_of = [{row["cycle"]: row for row in arm.rows} for arm in arms]
     cycles = sorted({cycle for of_cycle in rows_of for cycle in of_cycle})
     table = [["mean of", "arm", *("base" if cycle < 0 else f"cycle {cycle}" for cycle in cycles)]]
@@ -95,11 +111,21 @@ def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
         for arm, of_cycle in zip(arms, rows_of, strict=True):
             n = len(arm.runs)
             values = [value(of_cycle[cycle], name) if cycle in of_cycle else None for cycle in cycles]
+            n_with = [n_having(arm, cycle, name) for cycle in cycles]
             known = [number for number in values if number is not None]
             if any(known) or (known and not name.startswith(COUNTED)):  # of what never came up there is no line
-                cells = ["" if number is None else f"{number:.{digits}f}" for number in values]
+                cells = [
+                    "" if number is None else f"{number:.{digits}f}" + (f" ({of} of {n})" if of < n else "")
+                    for number, of in zip(values, n_with, strict=True)
+                ]
                 table.append([words, f"{arm.label} ({n} run{'s' * (n > 1)})", *cells])
     return table
+
+
+def n_having(arm: Arm, cycle: int, name: str) -> int:
+    """How many runs of an arm have a number at a cycle. What is counted stands for 0 where it never came up."""
+    rows = [row for run in arm.runs for row in run.measured if row["cycle"] == cycle]
+    return sum(name.startswith(COUNTED) or value(row, name) is not None for row in rows)
 
 
 def projection_agreement(runs: Sequence[Run]) -> list[str]:
@@ -111,7 +137,8 @@ def projection_agreement(runs: Sequence[Run]) -> list[str]:
             projected, trait = value(row, "gauge/persona_projection"), value(row, "trait/score")
             if projected is not None and trait is not None and not row.get("judge/invalid"):
                 # A policy that several runs share counts once.
-                found.setdefault(f"{of}, {row['judge/version']}", {})[projected, trait] = None
+                judge = row.get("judge/version", run.config["judge"]["name"])
+                found.setdefault(f"{of}, {judge}", {})[projected, trait] = None
     lines = []
     for of, pairs in found.items():
         agreement = spearman(*map(list, zip(*pairs, strict=True)))
@@ -139,10 +166,10 @@ def readable(folders: Sequence[Path]) -> list[Run]:
 
 def run_line(run: Run, label: str) -> dict[str, str]:
     """A run's line of the table."""
-    n, n_planned = len(run.cycles), run.config["n_cycles"] + 1
+    n, n_planned, kind = len(run.cycles), run.config["n_cycles"] + 1, run.config["judge"]["name"]
     return {
         "run": label,
-        "judge": str((run.base or {}).get("judge/version", run.config["judge"]["name"])),
+        "judge": ", ".join(sorted({row["judge/version"] for row in run.measured if "judge/version" in row}) or [kind]),
         "cycles": f"{n}" if n == n_planned else f"{n} of {n_planned}",
         "verdict": "unfinished" if run.verdict is None else run.verdict["verdict"],
         **score_cells(run.measured, run.verdict),

@@ -15,7 +15,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.machine.files import read_object, write_json, write_jsonl
 from iterative_ft.records.folder import ANSWERS, CONFIG, MANIFEST, METRICS, PICTURE, RESULT
 from iterative_ft.records.keep import KEPT, name_of, names_of
-from iterative_ft.records.provenance import kinds_of
+from iterative_ft.records.provenance import made_and_judged_now
 from iterative_ft.records.read import Run, read_manifest, read_rows, read_run
 from iterative_ft.records.rows import AnswerRow, MetricRow, scored, scored_values
 from iterative_ft.report.pictures import draw_run
@@ -25,7 +25,6 @@ from iterative_ft.stages.labelled import labelled_stage
 from iterative_ft.stats.verdict import curve_of, run_verdict
 from iterative_ft.store import Store
 
-STAGES_OF_A_JUDGE = ("judge", "probe", "replies")
 OF_A_JUDGE = ("trait/", "coherence/", "judge/")  # beginnings of names in a row
 
 
@@ -76,10 +75,7 @@ def one(run: Run, config: Config, out: Path) -> None:
     rows = [with_scores(config, row, answers) for row in read_rows(run.folder)]
     measured = [with_scores(config, row, answers) for row in run.measured]
     judges = sorted({row["judge/version"] for row in measured})
-    made = {**(run.made or {}), "judges": judges}
-    if made.get("kinds") is not None:
-        others = {name: at for name, at in made["kinds"].items() if name not in STAGES_OF_A_JUDGE}
-        made["kinds"] = others | {name: at for name, at in kinds_of(config).items() if name in STAGES_OF_A_JUDGE}
+    made = {**made_and_judged_now(config, run.made), "judges": judges}
     out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (run.folder / name).is_file() and name != RESULT:

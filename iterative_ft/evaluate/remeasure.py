@@ -17,6 +17,7 @@ from iterative_ft.evaluate.plan import remeasuring_text, work_left
 from iterative_ft.machine.files import text_digest
 from iterative_ft.models.policy import Policy
 from iterative_ft.records.folder import PAGE, held
+from iterative_ft.records.provenance import made_and_judged_now
 from iterative_ft.records.read import Run, read_manifest, read_run
 from iterative_ft.records.run_log import RunLog
 from iterative_ft.report.page import write_page_of
@@ -39,7 +40,7 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
         config: the run's config with what the task changes.
     """
     run = Path(task.run)
-    read_run(run)  # what the report at the end is made of: damage is told before anything is judged
+    made = read_run(run).made  # what the report at the end is made of: damage is told before anything is judged
     found = Found(task, read_manifest(run)["stages"])
     planned: list[Event] = []
     list(found.measured(Bench(config, Store(Path(config.store), dry_run=True, on_event=planned.append))))
@@ -50,7 +51,8 @@ def remeasure(task: Remeasure, config: Config, command: str) -> Path | None:
     what["persona"]["rubric"] = {str(at): text for at, text in config.persona.rubric.items()}
     folder = run / "evaluations" / f"{config.judge.name}-{text_digest(what)[:8]}"
     print(f"{folder}\n{command}")
-    with held(folder), RunLog(config, folder, command, work_left(config, planned), draw_run(config)) as log:
+    made = made_and_judged_now(config, made, asked_anew=not found.as_before)
+    with held(folder), RunLog(config, folder, command, work_left(config, planned), draw_run(config), made=made) as log:
         store = Store(Path(config.store), on_event=log.stage, run_folder=folder)
         store.on_start = log.stage_started
         bench = Bench(config, store)

@@ -24,10 +24,12 @@ def keep(source: Path, to: Path) -> list[Path]:
     """Copy the records of all finished runs below `source`; returns their folders below `to`.
 
     Raises:
-        RunError: another run is kept under a run's name, or one cannot be read.
+        RunError: there is none, another run is kept under a run's name, or one cannot be read.
     """
     found = []
     runs = [read_run(folder) for folder in run_folders(str(source)) if (folder / RESULT).is_file()]
+    if not runs:
+        raise RunError(f"there is no finished run in {source}: name the folder of a sweep, or one of several")
     for run, name in zip(runs, names_of(runs), strict=True):
         folder = to / name
         is_kept = (folder / RESULT).is_file()
@@ -54,7 +56,8 @@ def name_of(run: Run) -> str:
     """What tells a run from the others of a study: method, arm, persona, amount, who wrote the rejected answers, seed."""
     config = run.config
     same = "_same" if config["method"].get("rejected_from") == "same" else ""
-    cell = f"{config['method']['name']}_{config['reinit']['name']}_{config['persona']['name']}"
+    arm = "reinit" if config["reinit"]["init"] == "base" else "continual"
+    cell = f"{config['method']['name']}_{arm}_{config['persona']['name']}"
     return f"{cell}{same}_n{config['n_sampled']}_s{config['seed']}"
 
 
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         kept = keep(Path(arguments[0]), Path(arguments[1]))
-    except RunError as error:
+    except (RunError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{len(kept)} runs are kept in {arguments[1]}")

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,23 @@ def kinds_of(config: Config) -> dict[str, int]:
     """Code versions of the kinds of stage that scores of this run rest on: runs of other versions are no replicates of it."""
     judged_by = [] if config.fake and config.judge.name == "probe" else [PROBE if config.judge.name == "probe" else REPLY]
     return {kind.name: kind.version for kind in (MODEL, SAMPLE, DATA, TRAIN, ANSWER, JUDGE, *judged_by)}
+
+
+def made_and_judged_now(config: Config, made: Mapping[str, Any] | None, asked_anew: bool = False) -> dict[str, Any]:
+    """What an earlier run was made with, where its policies are scored by today's code. No judge has spoken yet.
+
+    Args:
+        config: of the new scores.
+        asked_anew: whether today's code asks for the answers too, and today's questions.
+    """
+    found = {**(made or {}), "judges": []}
+    if found.get("kinds") is not None:
+        today = {JUDGE.name, PROBE.name, REPLY.name, *([ANSWER.name] if asked_anew else [])}
+        found["kinds"] = {name: at for name, at in found["kinds"].items() if name not in today}
+        found["kinds"] |= {name: at for name, at in kinds_of(config).items() if name in today}
+    if found.get("data") is not None and asked_anew:
+        found["data"] = text_digest([found["data"], files.questions(config.persona_folder)[: config.measure.n_questions]])
+    return found
 
 
 def data_of(config: Config) -> str:

@@ -71,7 +71,6 @@ class AnswerRow(ScoredAnswer):
     flaw: str | None
     mark: str | None
     """What the judge says an answer is in place of scoring its trait: "refusal", "code"."""
-    judge: str
     traits: NotRequired[dict[str, float]]
     """Of a run without a persona: every persona's trait."""
 

@@ -50,7 +50,13 @@ class RunLog(Log):
         left: WorkLeft,
         draw: Draw,
         calibration: dict[str, Any] | None = None,
+        made: dict[str, Any] | None = None,
     ) -> None:
+        """Begin the record.
+
+        Args:
+            made: what the policies were made with (stats/replicates.py), where an earlier run made them.
+        """
         self.config, self.folder, self.draw, self.calibration = config, folder, draw, calibration
         self.display = Display(config, left)
         self.started = time.monotonic()
@@ -68,7 +74,7 @@ class RunLog(Log):
         settings = json.loads(json.dumps(config.model_dump()))
         clear_unfinished(folder)
         self.attempt = Attempt(folder, settings)
-        self.made: dict[str, Any] = {
+        self.made: dict[str, Any] = made or {
             "model": None,
             "judges": [],
             "kinds": kinds_of(config),
@@ -153,6 +159,7 @@ class RunLog(Log):
         self.made["judges"] = sorted({*self.made["judges"], row["judge/version"]})
         self.row(row)
         append_jsonl(self.out / ANSWERS, answers)
+        self.write_manifest()
         self.rows.append(row)
         self.answers += answers
         self.display.measured(row)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from iterative_ft.config.section import name_of_files
 from iterative_ft.machine.files import DamagedFile
 
-NUMBERS = ("trait/", "coherence/", "judge/n_", "judge/failed_", "answers/", "gauge/", "data/", "train/", "time/")
+OF_WORK = ("answers/", "gauge/", "data/", "train/", "time/")
+NUMBERS = ("trait/", "coherence/", "judge/n_", "judge/failed_", "judge/marked_", *OF_WORK)
 SCORES = tuple(f"{name}/{end}" for name in ("trait", "coherence") for end in ("score", "low", "high"))
 LARGEST = 1e15  # of any number in a row: what is beyond is no measurement
 MOST_CYCLES = 100_000
@@ -32,7 +34,8 @@ class Saved(BaseModel):
 
 
 class Named(Saved):
-    name: str
+    name: Annotated[str, AfterValidator(name_of_files)]
+    """Folders and files are named after it."""
 
 
 class SavedPersona(Named):
@@ -63,6 +66,7 @@ class SavedConfig(Saved):
     n_sampled: Count
     n_cycles: Annotated[int, Field(ge=0, le=MOST_CYCLES)]
     seed: Annotated[int, Field(ge=0)]
+    calibrate: dict[str, Any] | None = None
 
 
 class SavedAnswer(Saved):
@@ -88,8 +92,14 @@ class SavedInterval(Saved):
     n: Count
 
 
+class SavedDetector(Saved):
+    value: Number | None
+    threshold: Number
+    fired: bool
+
+
 class SavedVerdict(Saved):
-    verdict: str
+    verdict: Literal["amplified", "decayed", "idempotent", "inconclusive"]
     reason: str
     speaks_of: str
     margin: Number
@@ -97,7 +107,7 @@ class SavedVerdict(Saved):
     trait_change: SavedInterval | None
     coherence_change: SavedInterval | None
     trend: SavedInterval | None
-    detectors: dict[str, dict[str, Any]] = {}
+    detectors: dict[str, SavedDetector] = {}
 
 
 class SavedResult(Saved):
@@ -117,11 +127,21 @@ class SavedStage(Saved):
     how: str
 
 
+class SavedMade(Saved):
+    """What a run was made with (stats/replicates.py)."""
+
+    model: str | None = None
+    judges: list[str] = []
+    kinds: dict[str, int] | None = None
+    device: str | None = None
+    data: str | None = None
+
+
 class SavedManifest(Saved):
     """manifest.json."""
 
     stages: list[SavedStage]
-    made: dict[str, Any] | None = None
+    made: SavedMade | None = None
 
 
 class SavedCode(Saved):

@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
 
+from iterative_ft.machine.files import text_digest
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import COUNTED, MetricRow, numbers, value
 from iterative_ft.stats.intervals import Interval, t_interval
-from iterative_ft.stats.replicates import FREE, arm_digest, made_differently, on_same_data
+from iterative_ft.stats.replicates import arm_digest, deciding, is_known, made_differently, on_same_data
 from iterative_ft.stats.verdict import curve_of, group_verdict
 
 GROUPS = ("method", "persona", "model", "judge", "sampler")  # groups of settings; a label holds the name of one
 NAMES = tuple(f"{group}.name" for group in GROUPS)
 DIGEST = re.compile(r"\b[0-9a-f]{16,}\b")
+LONGEST_VALUE = 40  # letters of a setting in a label
 FIRST = ("persona.name", "method.name", "reinit", "model.name", "n_seed", "n_sampled", "n_cycles")  # in labels
 
 
@@ -101,7 +103,7 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def settings_of(run: Run) -> dict[str, Any]:
     """The settings that can change what a run finds, by their dotted names."""
-    values = flat({name: value for name, value in run.config.items() if name not in FREE})
+    values = flat(deciding(run.config))
     for name in ("reinit.init", "reinit.name"):
         values.pop(name, None)
     return values | {"reinit": run.reinit, "seed": run.config["seed"]}
@@ -125,7 +127,14 @@ def differing(runs: list[Run]) -> list[str]:
 def label(run: Run, names: list[str]) -> str:
     """A run by the settings that tell it from the others, such as "dpo · reinit=true · seed=1"."""
     values = settings_of(run)
-    return " · ".join(str(values[n]) if n in NAMES else f"{n}={values[n]}" for n in names if n in values) or run.folder.name
+    texts = {name: in_few_letters(str(values[name])) for name in names if name in values}
+    return " · ".join(text if name in NAMES else f"{name}={text}" for name, text in texts.items()) or run.folder.name
+
+
+def in_few_letters(text: str) -> str:
+    """A value on one line; of a long text its beginning, and digits of its digest, by which two that begin alike differ."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST_VALUE and line == text else f"{line[:LONGEST_VALUE]}… ({text_digest(text)[:4]})"
 
 
 def labels(runs: list[Run]) -> list[str]:
@@ -142,8 +151,13 @@ def arms_of(runs: list[Run]) -> list[Arm]:
     """
     names = [name for name in differing(runs) if name != "seed"]
     by_digest: dict[str, list[Run]] = {}
-    for run in runs:
-        by_digest.setdefault(arm_digest(run.config, run.made), []).append(run)
+    begun = {run.folder for run in runs if run.result is None and not is_known(run.made)}
+    for run in sorted(runs, key=lambda run: run.folder in begun):
+        digest, settings = arm_digest(run.config, run.made), arm_digest(run.config)
+        if run.folder in begun:  # just now: it goes with the others of its settings, where they agree
+            among = [key for key, members in by_digest.items() if arm_digest(members[0].config) == settings]
+            digest = among[0] if len(among) == 1 else digest
+        by_digest.setdefault(digest, []).append(run)
     together = [
         [members[place] for place in places]
         for members in by_digest.values()

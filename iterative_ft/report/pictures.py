@@ -50,6 +50,7 @@ LOOK: Any = {  # matplotlib types its keys as literals
     "ytick.left": False,
     "text.color": INK,
     "legend.frameon": False,
+    "text.parse_math": False,  # a label with two dollar signs is no formula
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "iterative_ft",  # the same rows give the same file
 }

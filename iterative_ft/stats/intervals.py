@@ -86,18 +86,19 @@ def near_limit(means: np.ndarray) -> np.ndarray:
     return np.asarray((np.min(means, -1) < NEAR_LIMIT) | (np.max(means, -1) > 100 - NEAR_LIMIT))
 
 
-def of_changes(changes: np.ndarray, skewed: bool = False) -> Interval | None:
+def of_changes(changes: np.ndarray, skewed: bool = False, furthest: float = 100.0) -> Interval | None:
     """Interval of a mean change, or of any other contrast of cycles.
 
     Args:
         changes: shape (seeds, questions), one contrast for each; a question that misses in any seed (nan) is dropped from all.
         skewed: whether a cycle's mean lies near an end of the scale (`near_limit`).
+        furthest: points that the contrast can be from 0.
     """
     complete = changes[:, ~np.isnan(changes).any(0)]
     n_seeds, n_questions = complete.shape
     if n_questions == 0:
         return None
-    mean, low, high = bounds(complete, skewed=np.asarray(skewed))
+    mean, low, high = bounds(complete, limits=(-furthest, furthest), skewed=np.asarray(skewed))
     return Interval(float(mean), float(low), float(high), n_seeds if n_seeds > 1 else n_questions)
 
 

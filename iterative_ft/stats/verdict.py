@@ -7,7 +7,7 @@ them: docs/verdicts.md.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -18,6 +18,7 @@ from iterative_ft.stats.replicates import arm_digest
 
 MARGIN = 10.0  # points: changes inside it are called idempotent
 UNFAMILIAR_LIMIT = 0.2  # share of unfamiliar answers beyond which a judge was not validated on such texts (docs/judges.md)
+UNSCORED_LIMIT = 0.2  # share of answers without a trait beyond which a cycle is not compared: the rest may be other answers
 GENERAL_SEEDS = 3  # training seeds from which a verdict speaks of more than the runs it saw
 
 
@@ -33,6 +34,8 @@ class ScoredAnswer(TypedDict):
     """Why the judge has no score."""
     distance: NotRequired[float | None]
     """How far it is from what the judge was validated on: unfamiliar above 1. None where the judge does not say."""
+    judge: NotRequired[str]
+    """Version of the judge that scored it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +57,12 @@ class Curve:
     """Cycles in which more judge calls failed than `measure.max_failure_share` allows."""
     not_validated: tuple[int, ...] = ()
     """Cycles in which the judge was not validated on such texts."""
+    unscored: tuple[int, ...] = ()
+    """Cycles in which more than `UNSCORED_LIMIT` of the answers have no trait, by failures or by marks such as "refusal"."""
+    missing: tuple[int, ...] = ()
+    """Cycles of the run whose answers are not there."""
+    judges: Mapping[int, str] = field(default_factory=dict)
+    """Cycle -> version of the judge, where that is known."""
 
     def at(self, scores: np.ndarray, cycle: int) -> np.ndarray:
         """The row of `cycle` in `trait` or `coherence`, shape (questions,)."""
@@ -93,7 +102,8 @@ def curve_of(
     cycles = tuple(sorted({row["cycle"] for row in rows}))
     questions = tuple(dict.fromkeys(row["question"] for row in rows))
     scores = {key: np.full((len(cycles), len(questions)), np.nan) for key in ("trait", "coherence")}
-    invalid, not_validated = [], []
+    invalid, not_validated, unscored = [], [], []
+    judges = {row["cycle"]: row["judge"] for row in rows if "judge" in row}
     for number, cycle in enumerate(cycles):
         mine = [row for row in rows if row["cycle"] == cycle]
         for key, values in scores.items():
@@ -103,9 +113,21 @@ def curve_of(
             invalid.append(cycle)
         if (unfamiliar_share(row.get("distance") for row in mine) or 0.0) > UNFAMILIAR_LIMIT:
             not_validated.append(cycle)
-    arm = arm_digest(config, made)
-    left = tuple(invalid), tuple(not_validated)
-    return Curve(name, config["seed"], arm, cycles, questions, scores["trait"], scores["coherence"], *left)
+        if sum(row["trait"] is None for row in mine) > UNSCORED_LIMIT * len(mine):
+            unscored.append(cycle)
+    return Curve(
+        name=name,
+        seed=config["seed"],
+        arm=arm_digest(config, made),
+        cycles=cycles,
+        questions=questions,
+        **scores,
+        invalid=tuple(invalid),
+        not_validated=tuple(not_validated),
+        unscored=tuple(unscored),
+        missing=tuple(cycle for cycle in range(config.get("n_cycles", -1) + 1) if cycle not in cycles),
+        judges=judges,
+    )
 
 
 def unfamiliar_share(distances: Iterable[float | None]) -> float | None:
@@ -123,7 +145,8 @@ def group_verdict(curves: Sequence[Curve]) -> Verdict:
     """What became of the trait over training seeds of one arm: the seed is the unit.
 
     One curve gives the run's verdict; two are labelled as too few for a general claim. Curves of different arms, or two of one
-    training seed, are a `RunError`: neither is a replicate. Cycles and questions that not all curves have are left out.
+    training seed, are a `RunError`: neither is a replicate. A curve that lacks cycles of its run is left out, and it is said;
+    questions that not all curves have are left out.
     """
     if not curves:
         raise RunError("a verdict over training seeds needs at least one run")
@@ -137,6 +160,11 @@ def group_verdict(curves: Sequence[Curve]) -> Verdict:
     seeds = [curve.seed for curve in curves]
     if len(set(seeds)) < len(seeds):
         raise RunError(f"training seeds {sorted(seeds)} repeat: a run counted twice is no replicate, leave one of them out")
+    whole = [curve for curve in curves if not curve.missing]
+    if 0 < len(whole) < len(curves):
+        found = group_verdict(whole)
+        lost = ", ".join(f"{curve.seed} (cycle {curve.missing[0]})" for curve in curves if curve.missing)
+        return replace(found, reason=f"{found.reason}; left out, since their answers are not all there: seed(s) {lost}")
     n = len(curves)
     speaks_of = (
         f"training seeds like these {n}"
@@ -174,6 +202,7 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
         from_base = contrast(curves, "trait", {last: 1, -1: -1})
     means = [cycle_mean(curves, cycle) for cycle in trained]
     word, reason = decide(curves, trained, change, margin)
+    scored = 0 if change is None else int(scored_questions(curves, "trait", (trained[0], last)).sum())
     strange = sorted({cycle for curve in curves for cycle in curve.not_validated if cycle in trained})
     if strange:
         reason += f"; judge not validated on such texts in cycle(s) {', '.join(map(str, strange))}"
@@ -183,7 +212,7 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
         speaks_of=speaks_of,
         margin=margin,
         n_seeds=len(curves),
-        n_questions=len(curves[0].questions),
+        n_questions=scored,
         trait_change=change,
         from_base=from_base,
         coherence_change=coherence,
@@ -195,11 +224,18 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
 def contrast(curves: Sequence[Curve], key: str, weights: Mapping[int, float]) -> Interval | None:
     """Interval of a contrast of cycles (cycle -> weight) in "trait" or "coherence", paired by question."""
     scores = np.stack([[curve.at(getattr(curve, key), cycle) for cycle in weights] for curve in curves])
-    scored = ~np.isnan(scores).any((0, 1))
+    scored = scored_questions(curves, key, weights)
     if not scored.any():
         return None
     skewed = near_limit(scores[:, :, scored].mean((0, 2)))
-    return of_changes(np.tensordot(scores, list(weights.values()), axes=([1], [0])), bool(skewed))
+    furthest = 100.0 * sum(weight for weight in weights.values() if weight > 0)  # of a slope more than of a difference
+    return of_changes(np.tensordot(scores, list(weights.values()), axes=([1], [0])), bool(skewed), furthest)
+
+
+def scored_questions(curves: Sequence[Curve], key: str, cycles: Iterable[int]) -> np.ndarray:
+    """Which questions have a score in all of these cycles of all curves, shape (questions,)."""
+    scores = np.stack([[curve.at(getattr(curve, key), cycle) for cycle in cycles] for curve in curves])
+    return np.asarray(~np.isnan(scores).any((0, 1)))
 
 
 def per_cycle(fitted: Interval, n_steps: int) -> Interval:
@@ -217,11 +253,25 @@ def decide(curves: Sequence[Curve], trained: Sequence[int], change: Interval | N
     """The word and, in a sentence, why."""
     if len(trained) < 2:
         return "inconclusive", "there is no cycle after cycle 0 to compare with"
-    invalid = sorted({c for curve in curves for c in curve.invalid if c in (trained[0], trained[-1])})
+    ends = (trained[0], trained[-1])
+
+    def named(cycles: Iterable[int]) -> str:
+        return ", ".join(map(str, sorted(set(cycles))))
+
+    if any(curve.missing for curve in curves):
+        return "inconclusive", f"there are no answers of cycle(s) {named(c for curve in curves for c in curve.missing)}"
+    if any(len({curve.judges.get(cycle) for cycle in ends}) > 1 for curve in curves):
+        return "inconclusive", f"cycles {named(ends)} were scored by different judges: score all anew (task=rejudge)"
+    invalid = [c for curve in curves for c in curve.invalid if c in ends]
     if invalid:
-        return "inconclusive", f"too many judge calls failed in cycle(s) {', '.join(map(str, invalid))}"
+        return "inconclusive", f"too many judge calls failed in cycle(s) {named(invalid)}"
     if change is None:
         return "inconclusive", "no question was scored both at cycle 0 and at the last cycle"
+    unscored = [c for curve in curves for c in curve.unscored if c in ends]
+    if unscored:
+        return "inconclusive", (
+            f"more than {UNSCORED_LIMIT:.0%} of the answers have no trait score (refusals, code) in cycle(s) {named(unscored)}"
+        )
     own = [contrast([curve], "trait", {trained[-1]: 1, trained[0]: -1}) for curve in curves]
     furthest = max((abs(c.mean) for c in own if c is not None), default=0.0)
     word = str(words(np.asarray(change.low), np.asarray(change.high), np.asarray(furthest), margin))
