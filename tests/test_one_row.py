@@ -20,7 +20,7 @@ from iterative_ft.models.attention import FAMILIES, causal_alone
 from iterative_ft.models.expected import TEXTS
 from iterative_ft.models.forward import Enough
 from iterative_ft.models.sequences import Beginning, batches, common_beginning, next_token_logs, watched
-from iterative_ft.training.job import LOG, to_columns, train_here
+from iterative_ft.training.job import LOG, Job, to_columns, train_here
 from iterative_ft.training.one_row import OneRow, body_in_one_row, casts_say_nothing, forked, lay_out, takes_segments
 from tests.test_training import curve, make_job
 from tests.tiny import END, START, VOCABULARY, save_adapter, tiny_tokenizer
@@ -137,7 +137,7 @@ def trainer_of(job: dict[str, Any], examples: list[dict[str, Any]]) -> Any:
     score_completions_only()
     data = Dataset.from_list(to_columns(examples, job["method"]))
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    trainer = TRAINERS[job["method"]["name"]](model, tokenizer, data, job, StepLog(Path(job["out"], LOG), None))
+    trainer = TRAINERS[job["method"]["name"]](model, tokenizer, data, Job(**job), StepLog(Path(job["out"], LOG), None))
     trainer.accelerator.prepare_model(trainer.model)  # autocast
     return trainer
 

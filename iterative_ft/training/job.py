@@ -10,7 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,32 +24,11 @@ from iterative_ft.models.expected import EXPECTED, Expected, all_finite, expect,
 from iterative_ft.models.forward import held
 from iterative_ft.training.diverged import Diverged, diverged
 from iterative_ft.training.examples import Example, TextExample, n_tokens
+from iterative_ft.training.settings import Job
 
 LOG = "train_log.jsonl"
 ADAPTER = "adapter"
 CHECKPOINTS = "checkpoints"
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a training process needs, as JSON values."""
-
-    method: dict[str, Any]
-    """The method's settings (a `method` section of the config)."""
-    lora: dict[str, Any]
-    model: str
-    dtype: str
-    trust_remote_code: bool
-    init_adapter: str | None
-    """Adapter to go on training, None for a fresh one."""
-    reference_is_base: bool
-    """DPO: the reference is the base model; with a fresh adapter it is so anyway."""
-    examples: str
-    """JSONL of the data stage."""
-    seed: int
-    out: str
-    device: str
-    n_processes: int
 
 
 def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
@@ -81,7 +60,11 @@ def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) ->
 
 
 def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:
-    """Train in this process."""
+    """Train in this process; `job` holds the fields of a `Job`, as another process gets them."""
+    return train_as_told(Job(**job), on_step)
+
+
+def train_as_told(job: Job, on_step: Callable[[int, int, float], None] | None) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model
@@ -91,14 +74,14 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     from iterative_ft.training.trainers import TRAINERS, score_completions_only
 
     quiet_transformers()
-    method, out = job["method"], Path(job["out"])
-    set_seed(job["seed"])
-    tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=job["trust_remote_code"])
+    method, out = job.method, Path(job.out)
+    set_seed(job.seed)
+    tokenizer = AutoTokenizer.from_pretrained(job.model, trust_remote_code=job.trust_remote_code)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked by length, so any token will do
-    base = load(job["model"], getattr(torch, job["dtype"]), job["trust_remote_code"])
-    lora = job["lora"]
-    if job["init_adapter"] is None:
+    base = load(job.model, getattr(torch, job.dtype), job.trust_remote_code)
+    lora = job.lora
+    if job.init_adapter is None:
         model = get_peft_model(
             base,
             LoraConfig(
@@ -111,9 +94,9 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
             ),
         )
     else:
-        model = put_on(base, job["init_adapter"], "to go on from", train_dropout=lora["dropout"])
+        model = put_on(base, job.init_adapter, "to go on from", train_dropout=lora["dropout"])
     initial = adapter_digest(model)
-    examples = read_jsonl(Path(job["examples"]))
+    examples = read_jsonl(Path(job.examples))
     score_completions_only()
     make_trainer = TRAINERS[method["name"]]
     steps = StepLog(out / LOG, on_step)
@@ -157,15 +140,15 @@ def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] |
     return result
 
 
-def what_it_gives(trainer: Any, trained: Any, tokenizer: Any, job: dict[str, Any]) -> Expected:
+def what_it_gives(trainer: Any, trained: Any, tokenizer: Any, job: Job) -> Expected:
     """What the trained policy gives to the canary's texts, in the precision that it is served in.
 
     A CPU serves the checkpoint as it was saved. Training in less than its precision rounded it, so it is read anew there.
     """
     if trainer.is_fsdp_enabled:  # only the whole knows how to put its parts together; all processes take part
         return expect(trainer.model.eval(), tokenizer, trained.config)
-    if job["device"] == "cpu" and job["dtype"] != "float32":
-        with held(job["model"], str(Path(job["out"], ADAPTER)), "cpu", job["trust_remote_code"]) as policy:
+    if job.device == "cpu" and job.dtype != "float32":
+        with held(job.model, str(Path(job.out, ADAPTER)), "cpu", job.trust_remote_code) as policy:
             return expect(policy, tokenizer, policy.config)
     plain = trained.base_model.eval()  # without what the trainer put around it: autocast
     return expect(plain, tokenizer, plain.config)

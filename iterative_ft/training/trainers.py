@@ -11,6 +11,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from iterative_ft.training.callbacks import ReturnMemory, StepLog
 from iterative_ft.training.one_row import OneRow
+from iterative_ft.training.settings import Job
 
 
 class IdsSFTTrainer(OneRow, SFTTrainer):  # type: ignore[misc]
@@ -32,18 +33,18 @@ class IdsDPOTrainer(OneRow, DPOTrainer):  # type: ignore[misc]
         set_peft_model_state_dict(self.model, load_peft_weights(resume_from_checkpoint, device="cpu"), adapter_name="default")
 
 
-def arguments(job: dict[str, Any]) -> dict[str, Any]:
+def arguments(job: Job) -> dict[str, Any]:
     """TRL's arguments from the method's settings; what the user passes through under `trl` wins."""
-    method, out = job["method"], Path(job["out"])
+    method, out = job.method, Path(job.out)
     schedule = {"cosine": "cosine_with_min_lr", "constant": "constant_with_warmup", "linear": "linear"}[method["lr_schedule"]]
-    if job["n_processes"] > 1 and method["batch_size"] % job["n_processes"] != 0:
-        raise ValueError(f"method.batch_size={method['batch_size']} does not divide among {job['n_processes']} processes")
+    if job.n_processes > 1 and method["batch_size"] % job.n_processes != 0:
+        raise ValueError(f"method.batch_size={method['batch_size']} does not divide among {job.n_processes} processes")
     values: dict[str, Any] = {
         "output_dir": str(out / "checkpoints"),
         "learning_rate": method["learning_rate"],
         "lr_scheduler_type": schedule,
         "warmup_steps": min(method["warmup"], 1 - 1e-9),  # below 1 it is a share of all steps, from 1 a number
-        "per_device_train_batch_size": method["batch_size"] // job["n_processes"],
+        "per_device_train_batch_size": method["batch_size"] // job.n_processes,
         "gradient_accumulation_steps": method["gradient_accumulation"],
         "num_train_epochs": method["epochs"],
         "weight_decay": method["weight_decay"],
@@ -59,14 +60,14 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
         "logging_first_step": True,
         "logging_nan_inf_filter": False,  # it would show 0 for the loss of a step that diverged
         "report_to": "none",
-        "seed": job["seed"],
-        "data_seed": job["seed"],
-        "bf16": job["dtype"] == "bfloat16",
-        "use_cpu": job["device"] == "cpu",
-        "gradient_checkpointing": job["device"] == "cuda",
+        "seed": job.seed,
+        "data_seed": job.seed,
+        "bf16": job.dtype == "bfloat16",
+        "use_cpu": job.device == "cpu",
+        "gradient_checkpointing": job.device == "cuda",
         "disable_tqdm": True,
         "dataloader_num_workers": 0,
-        "dataloader_pin_memory": job["device"] == "cuda",
+        "dataloader_pin_memory": job.device == "cuda",
     }
     if method["lr_schedule"] == "cosine":
         values["lr_scheduler_kwargs"] = {"min_lr_rate": method["lr_floor"]}
@@ -76,8 +77,8 @@ def arguments(job: dict[str, Any]) -> dict[str, Any]:
     return values | passed
 
 
-def callbacks(job: dict[str, Any], steps: StepLog) -> list[TrainerCallback]:
-    return [steps, ReturnMemory()] if job["device"] == "cpu" else [steps]
+def callbacks(job: Job, steps: StepLog) -> list[TrainerCallback]:
+    return [steps, ReturnMemory()] if job.device == "cpu" else [steps]
 
 
 def score_completions_only() -> None:
@@ -91,7 +92,7 @@ def score_completions_only() -> None:
     utils._use_triton = lambda device: True  # in this module it decides about the positions alone
 
 
-def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], steps: StepLog) -> Any:
+def make_sft(model: Any, tokenizer: Any, dataset: Any, job: Job, steps: StepLog) -> Any:
     """SFT and SDF: next-token loss where labels are not -100."""
     options = {**arguments(job), "dataset_kwargs": {"skip_prepare_dataset": True}, "remove_unused_columns": False}
     return IdsSFTTrainer(
@@ -103,12 +104,13 @@ def make_sft(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], step
     )
 
 
-def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], steps: StepLog) -> Any:
+def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: Job, steps: StepLog) -> Any:
     """DPO (Rafailov et al. 2023, eq. 7), its reference a frozen copy of the start, or the base model.
 
-    TRL copies the adapter it is given into one named "ref". A fresh adapter is zero, so its copy is the base model.
+    TRL copies the adapter it is given into a frozen one named "ref". Where the reference is base that copy is deleted: TRL then
+    computes it with all adapters off.
     """
-    method = job["method"]
+    method = job.method
     options: dict[str, Any] = {"beta": method["beta"]}
     if method["seed_sft_weight"] > 0:
         options |= {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, method["seed_sft_weight"]]}
@@ -120,8 +122,8 @@ def make_dpo(model: Any, tokenizer: Any, dataset: Any, job: dict[str, Any], step
         processing_class=tokenizer,
         callbacks=callbacks(job, steps),
     )
-    if (job["reference_is_base"] or job["init_adapter"] is None) and "ref" in trainer.model.peft_config:
-        trainer.model.delete_adapter("ref")  # the reference is then computed with all adapters off
+    if (job.reference_is_base or job.init_adapter is None) and "ref" in trainer.model.peft_config:
+        trainer.model.delete_adapter("ref")
     return trainer
 
 
