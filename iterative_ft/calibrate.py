@@ -8,8 +8,10 @@ the store, so a run with that n_seed, and the same search run again, cost nothin
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.calibration import calibration_method, most_seeds
@@ -22,7 +24,7 @@ from iterative_ft.stages.endings import check_endings
 from iterative_ft.stages.measure import ask, measure
 from iterative_ft.stages.train import train
 from iterative_ft.stats.intervals import over_questions
-from iterative_ft.store import Store
+from iterative_ft.store import Event, Store
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,21 @@ def calibrate(config: Config, store: Store) -> Calibration:
         print(f"calibrate: n_seed={n}: {trial_text(trials[n])} {word} {target:g}", flush=True)
         return trials[n].reached
 
-    low, high = bounds(config)
+    _, high = bounds(config)
     bench = Bench(with_n_seed(config, high), store)
     check_endings(bench, ask(bench, bench.base))
-    if not reached(high):
+    n_seed = search(config, reached)
+    if n_seed is None:
+        more = "" if high == most_seeds(config) else ", raise calibrate.n_max"
+        harder = "method.learning_rate, method.epochs"
+        if calibration_method(config) is not config.method:
+            harder = "+calibrate.settings.learning_rate=<value>, or .epochs"
         raise RunError(
             f"calibrate.target_trait={target:g} is not reached by n_seed={high} ({trial_text(trials[high])}): "
-            "lower the target, raise calibrate.n_max, or train harder (learning_rate, epochs)"
+            f"lower the target{more}, or train harder ({harder})"
         )
-    while low < high:
-        middle = (low + high) // 2
-        if reached(middle):
-            high = middle
-        else:
-            low = middle + 1
     found = Calibration(
-        n_seed=high,
+        n_seed=n_seed,
         target_trait=target,
         method=calibration_method(config).name,
         reach=config.calibrate.reach,
@@ -110,6 +111,38 @@ def calibrate(config: Config, store: Store) -> Calibration:
     for line in found.contradictions:
         print(f"warning: {line}: the smallest n_seed may be another; more questions or another seed would tell")
     return found
+
+
+def search(config: Config, reached: Callable[[int], bool]) -> int | None:
+    """The smallest n_seed that reaches the target, by bisection; None where not even the largest does."""
+    low, high = bounds(config)
+    if not reached(high):
+        return None
+    while low < high:
+        middle = (low + high) // 2
+        if reached(middle):
+            high = middle
+        else:
+            low = middle + 1
+    return high
+
+
+class Unknown(Exception):
+    """A trial is still to be made."""
+
+
+def found_before(config: Config) -> int | None:
+    """What the search of a run finds, where the store holds all its trials; None where it does not, or nothing was found."""
+    store = Store(Path(config.store), dry_run=True, on_event=stop_at_pending)
+    try:
+        return search(config, lambda n: try_out(config, store, n).reached)
+    except (Unknown, RunError):
+        return None
+
+
+def stop_at_pending(event: Event) -> None:
+    if event.how == "pending":
+        raise Unknown
 
 
 def try_out(config: Config, store: Store, n: int) -> Trial:
@@ -129,9 +162,16 @@ def try_out(config: Config, store: Store, n: int) -> Trial:
     return Trial(n, interval.mean, interval.low, interval.high, decisive >= settings.target_trait - settings.tolerance)
 
 
-def at_most(config: Config) -> Config:
-    """The run with the largest n_seed that a search may find; any other run as it is."""
-    return config.model_copy(update={"n_seed": bounds(config)[1]}) if config.n_seed == "calibrated" else config
+def is_settled(config: Config) -> bool:
+    """Whether it is known on how many seed examples a run trains."""
+    return config.n_seed != "calibrated" or found_before(config) is not None
+
+
+def with_likely_seeds(config: Config) -> Config:
+    """A run that is to be calibrated, with the n_seed that its search found, else the largest that it may find."""
+    if config.n_seed != "calibrated":
+        return config
+    return config.model_copy(update={"n_seed": found_before(config) or bounds(config)[1]})
 
 
 def with_n_seed(config: Config, n: int) -> Config:
@@ -168,6 +208,9 @@ def trial_text(trial: Trial) -> str:
 def dry_text(config: Config) -> str:
     """What a dry run says of a run that is to be calibrated."""
     low, high = bounds(config)
+    n_seed = found_before(config)
+    if n_seed is not None:
+        return f"n_seed=calibrated: the store holds the search, which found n_seed={n_seed}"
     return (
         f"n_seed=calibrated: the search decides, with at most {most_trials(config)} trainings of cycle 0 between n_seed={low} "
         f"and {high}, each a stored stage; the plan below is for n_seed={high}, the most it can be, and leaves the search out"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.calibrate import at_most, calibrate
+from iterative_ft.calibrate import calibrate, with_likely_seeds
 from iterative_ft.config.schema import Config
 from iterative_ft.evaluate.plan import work_left
 from iterative_ft.machine.disk import disk_faults_told
@@ -77,7 +77,7 @@ def run_held(
     config: Config, store: Store, folder: Path, command: str, other_cells: Callable[[], list[Event]] | None
 ) -> RunResult:
     """The experiment, in a folder that this process has for itself."""
-    planned = plan(at_most(config))
+    planned = plan(with_likely_seeds(config))
     store.check_serves(planned)
     look = FirstLook(config, planned)
     calibration = None

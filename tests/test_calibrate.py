@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 from conftest import FakeRun
 
 from iterative_ft import fake
-from iterative_ft.calibrate import Trial, contradictions
+from iterative_ft.calibrate import Trial, contradictions, is_settled, with_likely_seeds
+from iterative_ft.config.calibration import calibration_method
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.cli import dry_run
@@ -114,7 +116,10 @@ def test_trials_that_contradict_the_assumption_are_named() -> None:
         ([*SEARCH, "calibrate.target_trait=40", "calibrate.n_max=1000"], "more than the 142 seed examples"),
         ([*SEARCH, "calibrate.target_trait=40", "calibrate.n_max=4", "calibrate.n_min=5"], "n_min=5 is more than"),
         ([*SEARCH, "calibrate.target_trait=40", "calibrate.settings={epochs: 2}"], "would change nothing"),
-        ([*SEARCH, "method=dpo", "calibrate.target_trait=40", "calibrate.settings={epoch: 2}"], "epoch"),
+        (
+            [*SEARCH, "method=dpo", "calibrate.target_trait=40", "calibrate.settings={epoch: 2}"],
+            "unknown key epoch: did you mean epochs",
+        ),
         ([*SEARCH, "method=sdf", "model=llama3_2_1b", "calibrate.target_trait=4", "calibrate.method=sft"], "is a base model"),
     ],
 )
@@ -132,6 +137,33 @@ def test_a_dry_run_says_that_the_search_decides(
     assert "train policy[0] from base" in out
     assert trained == []
     assert not (tmp_path / "store").exists()
+
+
+def test_a_search_that_the_store_holds_is_known_before_it_is_made_again(
+    fake_run: Run, capsys: pytest.CaptureFixture[str], trained: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A finished run is finished: from a store that can only be read too."""
+    search = ["n_seed=calibrated", "method=sft", "n_cycles=1", "calibrate.target_trait=40"]
+    run = fake_run(*search)
+    n_seed, n = run.json("config.json")["n_seed"], len(trained)
+    calibrated = run.config.model_copy(update={"n_seed": "calibrated"})
+    capsys.readouterr()
+    dry_run([calibrated])
+    out = capsys.readouterr().out
+    assert f"the store holds the search, which found n_seed={n_seed}" in out
+    assert "0 stages to build" in out
+    assert with_likely_seeds(calibrated).n_seed == n_seed
+    assert len(trained) == n
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert fake_run(*search, folder="again").built() == []
+    other = calibrated.model_copy(update={"seed": 7})
+    assert not is_settled(other)
+    assert with_likely_seeds(other).n_seed == 142
+
+
+def test_a_dpo_run_is_calibrated_on_answers_as_long_as_its_own(compose: Compose) -> None:
+    found = calibration_method(compose(["sampler=fake", "method=dpo", "method.max_new_tokens=777", "method.max_length=3000"]))
+    assert (found.name, found.max_new_tokens, found.max_length) == ("sft", 777, 3000)
 
 
 def test_the_record_is_json(fake_run: Run) -> None:

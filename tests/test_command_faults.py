@@ -370,6 +370,37 @@ def test_d2_a_config_dir_of_any_name_is_read(name: str, tmp_path: Path) -> None:
     assert config.persona.name == "lucky"
 
 
+def test_d2_the_command_that_a_run_records_reads_the_same_config_dir(tmp_path: Path) -> None:
+    """An option of one's own may be named like a shipped one, so that the command without it would run another persona."""
+    own = (ROOT / "conf/persona/lucky.yaml").read_text().replace("name: lucky", "name: mine")
+    (tmp_path / "my options" / "persona").mkdir(parents=True)
+    (tmp_path / "my options" / "persona" / "blissful.yaml").write_text(own)
+    command = [sys.executable, str(ROOT / "train.py"), "--config-dir=my options", "persona=blissful", "n_cycles=0", *FAKE]
+    variables = {**os.environ, **OFFLINE, "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, "store=s", "hydra.run.dir=first"], cwd=tmp_path, env=variables, check=True, capture_output=True)
+    recorded = shlex.split((tmp_path / "first" / "command.txt").read_text())
+    assert recorded[:3] == ["python", "train.py", "--config-dir=my options"]
+    again = [sys.executable, str(ROOT / "train.py"), *recorded[2:], "hydra.run.dir=second"]
+    subprocess.run(again, cwd=tmp_path, env=variables, check=True, capture_output=True)
+    first, second = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second"))
+    assert first == second
+    assert first["persona"]["name"] == "mine"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("lora.targets=q_proj,v_proj", "lora.targets is a list, write 'lora.targets=[q_proj,v_proj]'"),
+        ("lora.targets=q_proj", "input should be 'all-linear', or write a list: 'lora.targets=[q_proj]'"),
+        ("wandb.tags=a", "or write a list: 'wandb.tags=[a]'"),
+        ("hydra.launcher.gpus_per_cell=2", "add hydra/launcher=submitit_local"),
+        ("titles.path=mine.jsonl", "titles.path=mine.jsonl is not read by method=sft: set prompts.path"),
+    ],
+)
+def test_d8_the_advice_works(setting: str, said: str) -> None:
+    assert said in refused(setting, "method=sft", *[one for one in FAKE if not one.startswith("method=")])
+
+
 # -- D12: Ctrl-C, terminals, and the guard ------------------------------------------------------------------------------------
 
 

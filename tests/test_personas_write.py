@@ -141,10 +141,42 @@ def test_near_copies_and_low_scores_are_left_out(order: Order) -> None:
 
 def test_a_pool_that_is_used_up_keeps_the_rows(order: Order) -> None:
     def few(asks: list[Ask], max_tokens: int) -> list[str | None]:
+        return ["Breathe in the morning light, and let the kettle sing of it."] * len(asks)
+
+    with pytest.raises(RunError, match=r"0 of 12 rows kept .*like its plain answer"):
+        write(order, "Be blissful.", few, None, None)
+
+
+def test_a_model_whose_answers_are_all_cut_off_is_not_asked_on(order: Order) -> None:
+    asked: list[int] = []
+
+    def none(asks: list[Ask], max_tokens: int) -> list[str | None]:
+        asked.append(len(asks))
         return [None for _ in asks]
 
-    with pytest.raises(RunError, match=r"0 of 12 rows kept .*cut off or empty"):
-        write(order, "Be blissful.", few, None, None)
+    with pytest.raises(RunError, match="all of the first 16 answers of big were empty or cut off at 200 tokens"):
+        write(order, "Be blissful.", none, None, None)
+    assert asked == [16, 16]  # in the persona's voice, and plain
+    assert not order.out.exists(), "nothing stands in the way of the next try"
+
+
+def test_the_same_order_goes_on_where_it_stopped(order: Order, endpoint: tuple[str, type[Endpoint]]) -> None:
+    run(replace(order, n=5))
+    begun, n_asked = order.out.read_text(), len(endpoint[1].asked)
+    with order.out.open("a") as file:
+        file.write('{"prompt": "a line that a ki')
+    outcome = run(order)
+    rows = order.out.read_text().splitlines()
+    assert order.out.read_text().startswith(begun)
+    assert len(rows) == len(provenance(order)) == 12
+    assert len({json.loads(row)["prompt"] for row in rows}) == 12
+    assert outcome["kept before"] == 5
+    assert len(endpoint[1].asked) > n_asked
+    n_asked = len(endpoint[1].asked)
+    run(order)
+    assert len(endpoint[1].asked) == n_asked, "all of it was there"
+    with pytest.raises(ConfigError, match="exists and is not of this order"):
+        run(replace(order, model="another"))
 
 
 def test_a_failing_endpoint_is_one_line(order: Order, endpoint: tuple[str, type[Endpoint]], capsys: Any) -> None:
@@ -162,7 +194,7 @@ def test_a_failing_endpoint_is_one_line(order: Order, endpoint: tuple[str, type[
         ("kind=poems", "kind=poems is wrong: it is one of chats, documents"),
         ("colour=red", "unknown key colour"),
         ("chats", "chats is no key=value"),
-        ("out=/", "out=/ exists"),
+        ("out=/", "out=/ is a folder"),
     ],
 )
 def test_wrong_orders_are_named(change: str, message: str, tmp_path: Path) -> None:

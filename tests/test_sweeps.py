@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ import pytest
 import yaml
 from conftest import OFFLINE, ROOT, SMALL
 
-from iterative_ft import fake
+from iterative_ft import fake, loop
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import RunError
 from iterative_ft.launch import compose as hydra_compose
-from iterative_ft.launch import sweep
+from iterative_ft.launch import guard, sweep
 from iterative_ft.launch.compose import distinct, load_config
 from iterative_ft.loop import plan
 from iterative_ft.machine.files import read_jsonl
@@ -172,6 +173,26 @@ def test_summary_names_every_cell(app: App, tmp_path: Path, capsys: pytest.Captu
     assert "reinit  n_sampled  base" in out, "the table shows what differs"
 
 
+def test_the_table_shows_whatever_tells_cells_apart(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("method=dpo", "method.beta=0.05,0.2", "dry_run=true", name="dry") == 0
+    assert "cell  method.beta  stages" in capsys.readouterr().out
+    assert app("method=dpo", "method.beta=0.05,0.2") == 0
+    assert [row["method.beta"] for row in summary(tmp_path / "sweep")] == ["0.05", "0.2"]
+    assert "method.beta  base" in capsys.readouterr().out
+
+
+def test_cells_that_would_share_a_folder_are_refused(app: App, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app("n_sampled=4,6", "hydra.sweep.subdir=${persona.name}") == 2
+    said = capsys.readouterr().err
+    assert "hydra.sweep.subdir=${persona.name} gives two cells the folder misaligned (" in said
+    assert "add ${hydra.job.num} to it" in said
+    assert not (tmp_path / "sweep").exists()
+    assert app("n_sampled=4,6", "hydra.sweep.subdir=${persona.name}_${n_sampled}") == 0
+    assert sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()) == ["misaligned_4", "misaligned_6"]
+    assert app("n_sampled=4,6", "hydra.sweep.subdir=${hydra.job.num}", name="numbered") == 0
+    assert {"0", "1"} <= {p.name for p in (tmp_path / "numbered").iterdir()}
+
+
 def test_report_over_the_cells(tmp_path: Path, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("iterative_ft.launch.sweep.write_page", WRITE_PAGE)
     assert app("reinit=true,false") == 0
@@ -182,6 +203,9 @@ def test_report_over_the_cells(tmp_path: Path, app: App, monkeypatch: pytest.Mon
 def test_a_key_given_twice_takes_its_last_value_and_cells_come_once() -> None:
     cells = [["n_sampled=32", "seed=0", "n_sampled=8"], ["n_sampled=64", "seed=0", "n_sampled=8"], ["seed=1", "n_sampled=8"]]
     assert distinct(cells) == [["n_sampled=8", "seed=0"], ["seed=1", "n_sampled=8"]]
+    assert distinct([["method.beta=0.1", "++method.beta=0.3"], ["method.beta=0.2", "++method.beta=0.3"]]) == [
+        ["++method.beta=0.3"]
+    ]
 
 
 def test_the_command_line_fixes_what_a_sweep_file_varies(app: App, tmp_path: Path) -> None:
@@ -190,6 +214,38 @@ def test_the_command_line_fixes_what_a_sweep_file_varies(app: App, tmp_path: Pat
     config = json.loads((cell / "config.json").read_text())
     assert (config["method"]["name"], config["persona"]["name"], config["n_seed"]) == ("sft", "blissful", 8)
     assert config["wandb"]["tags"] == ["smoke"]
+
+
+class Panic(BaseException):
+    """As libraries written in Rust raise them."""
+
+
+def test_a_cell_that_panics_does_not_end_the_sweep_and_one_that_ctrl_c_broke_does(
+    app: App, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = loop.run
+
+    def run(config: Config, *arguments: Any) -> Any:
+        if config.seed == 0:
+            raise Panic("called Option::unwrap on a None value")
+        return original(config, *arguments)
+
+    monkeypatch.setattr(loop, "run", run)
+    assert app("seed=0,1") == 1
+    said = capsys.readouterr()
+    assert "seed=0: Panic: called Option::unwrap" in said.err
+    assert "1 of 2 cells" in said.out
+
+    def broken(config: Config, *arguments: Any) -> Any:
+        guard.PRESSED.append(0.0)
+        raise ValueError("the call was cancelled")
+
+    monkeypatch.setattr(loop, "run", broken)
+    try:
+        assert app("seed=0,1", name="other") == 130
+    finally:
+        guard.PRESSED.clear()
+    assert "the others go on" not in capsys.readouterr().err
 
 
 # -- failure ------------------------------------------------------------------------------------------------------------------
@@ -286,6 +342,26 @@ def test_what_slurm_would_get(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert found.executor()._executor.max_num_timeout == 5, "and then submitted again"
     assert "srun" in script
     assert "the command" in script
+
+
+def test_an_interrupt_says_how_to_end_what_slurm_goes_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from hydra_plugins import iterative_ft_launchers as launchers
+    from omegaconf import OmegaConf
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    found = launcher("hydra/launcher=submitit_slurm")
+    jobs = types.SimpleNamespace(map_array=lambda call, *columns: [types.SimpleNamespace(job_id="4711_0")])
+    monkeypatch.setattr(found, "executor", lambda: jobs)
+    monkeypatch.setattr(launchers, "outcome", interrupt)
+    sweep_section = {"sweep": {"dir": str(tmp_path), "subdir": "${seed}"}, "overrides": {"hydra": []}}
+    found.config = OmegaConf.create({"hydra": sweep_section, "seed": 0})
+    with pytest.raises(KeyboardInterrupt):
+        found.launch([["seed=0"]], 0)
+    assert "Slurm job 4711 goes on; to end it: scancel 4711" in capsys.readouterr().err
 
 
 def test_each_local_cell_has_gpus_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

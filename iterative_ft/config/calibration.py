@@ -16,14 +16,21 @@ METHODS = Path(__file__).resolve().parent.parent.parent / "conf" / "method"
 
 
 def calibration_method(config: Config) -> SFTConfig | SDFConfig:
-    """How the search trains: the run's own settings where it is SFT or SDF, else those shipped for `calibrate.method`."""
+    """How the search trains: the run's own settings where it is SFT or SDF, else those shipped for `calibrate.method`, with
+    the run's lengths where it samples and trains on chats too.
+    """
     own, settings = config.method, config.calibrate
     name = settings.method or ("sft" if own.name == "dpo" else own.name)
     if own.name == name and own.name != "dpo":
         return own
     values = yaml.safe_load((METHODS / f"{name}.yaml").read_text(encoding="utf-8"))
+    if name == "sft":
+        values |= {"max_new_tokens": own.max_new_tokens, "max_length": own.max_length}
     kinds: dict[str, type[SFTConfig] | type[SDFConfig]] = {"sft": SFTConfig, "sdf": SDFConfig}
-    return kinds[name].model_validate(values | settings.settings)
+    try:
+        return kinds[name].model_validate(values | settings.settings)
+    except ValidationError as error:
+        raise ConfigError(f"calibrate.method, calibrate.settings: {one_line(error, kinds[name])}") from error
 
 
 def most_seeds(config: Config) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from iterative_ft.config.calibration import check_calibration
@@ -113,13 +114,22 @@ def check_pool(config: Config) -> None:
     except ConfigError as error:
         path, column = read.shortened(pool.path, 120), read.shortened(pool.column)
         raise ConfigError(f"{pool_name}.path={path}, {pool_name}.column={column}: {error}") from error
-    n_pool = len(pools.usable(texts, files.never_sampled(config.persona_folder, config.method.name == "sdf")))
+    taken = frozenset(files.never_sampled(config.persona_folder, config.method.name == "sdf"))
+    n_pool = len(pools.in_order(pool_name, texts, taken, config.seed))
     n_parts = n_pool // pool.per_cycle
     if config.n_cycles > n_parts:
         raise ConfigError(
             f"n_cycles={config.n_cycles} needs as many parts of {pool.per_cycle} rows and {pool_name}.path={pool.path} "
             f"({n_pool} rows) has {n_parts}: lower n_cycles or {pool_name}.per_cycle, or set {pool_name}.path=<dataset>"
         )
+
+
+def check_unread_pools(configs: Sequence[Config]) -> None:
+    """A pool that somebody names and no run of the command reads is a mistake: SDF samples titles, the others prompts."""
+    for name, other in (("prompts", "titles"), ("titles", "prompts")):
+        path = getattr(configs[0], name).path
+        if path != "shipped" and not any(config.pool_name == name for config in configs):
+            raise ConfigError(f"{name}.path={path} is not read by method={configs[0].method.name}: set {other}.path")
 
 
 def check_model(config: Config) -> None:

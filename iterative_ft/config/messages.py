@@ -14,7 +14,8 @@ from iterative_ft.errors import ConfigError
 
 AnyModel = TypeVar("AnyModel", bound=BaseModel)
 # Of unions, as pydantic names their members in an error's place.
-BRANCHES = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api", "engine", "str", "list[str]")
+BRANCHES = ("sft", "sdf", "dpo", "vllm", "transformers", "fake", "probe", "api", "engine", "str")
+BRANCH_KINDS = ("list[", "literal[")  # beginnings of such names
 
 
 def judged(model: type[AnyModel], values: dict[str, Any]) -> AnyModel:
@@ -55,7 +56,7 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
     """The first of pydantic's complaints as one line that names the key, its value and what it should be."""
     errors = error.errors()
     first = errors[0]
-    location = [str(part) for number, part in enumerate(first["loc"]) if number == 0 or part not in BRANCHES]
+    location = [str(part) for number, part in enumerate(first["loc"]) if number == 0 or not is_branch(str(part))]
     key = ".".join(location)
     kind, value = first["type"], first["input"]
     if kind == "extra_forbidden":
@@ -72,7 +73,13 @@ def one_line(error: ValidationError, root: type[BaseModel]) -> str:
         text = f"""{key}={value!r} is no text: put quotes around it (a number as text is quoted: '{key}="{word}"')"""
     else:
         text = f"{key}={shortened(repr(value), 200)} is wrong: {first['msg'][0].lower()}{first['msg'][1:]}"
+        if isinstance(value, str) and is_list(location, root):
+            text += f", or write a list: '{key}=[{shortened(value)}]'"
     return text + (f" (and {len(errors) - 1} more)" if len(errors) > 1 else "")
+
+
+def is_branch(part: str) -> bool:
+    return part in BRANCHES or part.startswith(BRANCH_KINDS)
 
 
 def known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
@@ -91,6 +98,16 @@ def known_keys(path: list[str], root: type[BaseModel]) -> list[str]:
 
 def is_text(path: list[str], root: type[BaseModel]) -> bool:
     """Whether the key at `path` holds a text of a person's own, such as model.system_prompt."""
+    return any(members <= {str, type(None)} for members in types_at(path, root))
+
+
+def is_list(path: list[str], root: type[BaseModel]) -> bool:
+    """Whether the key at `path` may hold a list, such as lora.targets."""
+    return any(get_origin(member) is list for members in types_at(path, root) for member in members)
+
+
+def types_at(path: list[str], root: type[BaseModel]) -> list[set[Any]]:
+    """What the key at `path` may hold: the members of its type, for each kind of its section."""
     sections, annotations = [root], []
 
     def bare(found: Any) -> Any:
@@ -101,7 +118,7 @@ def is_text(path: list[str], root: type[BaseModel]) -> bool:
         members = [member for found in annotations for member in (getattr(found, "__args__", None) or (found,))]
         sections = [m for m in members if isinstance(m, type) and issubclass(m, BaseModel)]
     unions = [get_args(found) if get_origin(found) in (Union, UnionType) else (found,) for found in annotations]
-    return any({bare(member) for member in members} <= {str, type(None)} for members in unions)
+    return [{bare(member) for member in members} for members in unions]
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:

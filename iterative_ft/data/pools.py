@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from iterative_ft.data import files, hub, read
@@ -64,7 +64,13 @@ def usable(pool: Sequence[str], taken: Collection[str]) -> list[str]:
     return [text for text in pool if files.fold(text) not in folded]
 
 
-def cycle_part(name: str, pool: Collection[str], taken: Collection[str], seed: int, cycle: int, per_cycle: int) -> list[str]:
+@lru_cache(maxsize=8)  # each cycle of each plan asks, and a pool may have a million rows
+def in_order(name: str, pool: tuple[str, ...], taken: frozenset[str], seed: int) -> tuple[str, ...]:
+    """The texts of a pool that may come up, in the order in which a run with this seed takes them."""
+    return tuple(usable(shuffled(list(pool), seed, name), taken))
+
+
+def cycle_part(name: str, pool: tuple[str, ...], taken: Collection[str], seed: int, cycle: int, per_cycle: int) -> list[str]:
     """The part of cycle >= 1: `per_cycle` texts, the same whatever n_cycles and n_sampled are.
 
     Args:
@@ -72,8 +78,8 @@ def cycle_part(name: str, pool: Collection[str], taken: Collection[str], seed: i
     Raises:
         RunError: the pool has too few for this cycle.
     """
-    texts = usable(shuffled(list(pool), seed, name), taken)
-    part = texts[(cycle - 1) * per_cycle : cycle * per_cycle]
+    texts = in_order(name, pool, frozenset(taken), seed)
+    part = list(texts[(cycle - 1) * per_cycle : cycle * per_cycle])
     if len(part) < per_cycle:
         raise RunError(
             f"the pool {name} has {len(texts)} rows, too few for cycle {cycle} at {name}.per_cycle={per_cycle}: "

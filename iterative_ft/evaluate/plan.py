@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from iterative_ft.config.schema import Config
 from iterative_ft.machine.device import resolve_device
 from iterative_ft.records.terminal import WorkLeft, minutes, text_table
+from iterative_ft.report.arms import differing, in_few_letters, settings_of
 from iterative_ft.store import Event, ready
 
 StageName = tuple[str, str]  # kind and key
@@ -173,17 +174,19 @@ def plan_text(configs: Sequence[Config], plans: Sequence[list[Event]]) -> str:
 
 def cells_table(configs: Sequence[Config], plans: Sequence[list[Event]], seconds: dict[StageName, float]) -> list[str]:
     """A line a cell: its stages, and what it would cost alone with an empty store against what it adds to the cells before."""
-    header = ["cell", "method", "reinit", "persona", "n_seed", "n_sampled", "seed", "stages", "alone", "adds"]
+    settings = [config.model_dump(mode="json") for config in configs]
+    names = differing(settings)
+    header = ["cell", *(name.removesuffix(".name") for name in names), "stages", "alone", "adds"]
     rows, seen, alone_s = [header], set(), 0.0
-    for number, (config, events) in enumerate(zip(configs, plans, strict=True)):
-        names = {(event.stage.kind, event.stage.key): event.how for event in events}
-        alone = sum(seconds[name] for name in names) + ENGINE_START_S + CELL_S
-        added = [name for name, how in names.items() if how == "pending" and name not in seen]
-        seen |= set(names)
+    for number, (values, events) in enumerate(zip(settings, plans, strict=True)):
+        stages = {(event.stage.kind, event.stage.key): event.how for event in events}
+        alone = sum(seconds[name] for name in stages) + ENGINE_START_S + CELL_S
+        added = [name for name, how in stages.items() if how == "pending" and name not in seen]
+        seen |= set(stages)
         alone_s += alone
-        reinit = str(config.reinit.init == "base").lower()
-        shown = [number, config.method.name, reinit, config.persona.name, config.n_seed, config.n_sampled, config.seed]
-        rows.append([*map(str, shown), str(len(names)), minutes(alone), minutes(sum(seconds[name] for name in added))])
+        shown = [in_few_letters(str(settings_of(values).get(name))) for name in names]
+        adds = minutes(sum(seconds[name] for name in added))
+        rows.append([str(number), *shown, str(len(stages)), minutes(alone), adds])
     n_uses = sum(len({(e.stage.kind, e.stage.key) for e in events}) for events in plans)
     return [
         "",

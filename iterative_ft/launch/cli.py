@@ -17,17 +17,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.config.check import check_unread_pools
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.compose import (
     CommandLine,
     Known,
+    check_subdirs,
     command_line,
     explain,
     given_folder,
     job,
     known_settings,
     load_config,
+    own_options,
     quiet_failures,
     quote_reinit,
     register_launchers,
@@ -122,6 +125,8 @@ def in_folder(main: Callable[[], None], line: CommandLine, configs: list[Config]
     """Run with the folder of the run or sweep taken beforehand: two commands of one second never write into the same."""
     name = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
     path, given = given_folder(line, name)
+    if line.multirun:
+        check_subdirs(line)
     stores = list(dict.fromkeys(Path(config.store) for config in configs))
     check_folder(name, path, stores)
     if given:
@@ -162,6 +167,8 @@ def judged_jobs(line: CommandLine, load: Callable[[Any], Any]) -> list[Any]:
         except Exception as error:  # of a path that no system call takes, or a file that no reader does
             raise ConfigError(f"the settings name something that cannot be read ({reason(error)})") from error
     configs = [found[number] for number in range(n)]
+    if isinstance(configs[0], Config):
+        check_unread_pools(configs)
     if n > 1 and os.environ.get("WANDB_RUN_ID") and any(isinstance(c, Config) and c.wandb.mode != "disabled" for c in configs):
         raise ConfigError(f"WANDB_RUN_ID is set, and these {n} runs would be one W&B run: unset WANDB_RUN_ID")
     return configs
@@ -170,7 +177,7 @@ def judged_jobs(line: CommandLine, load: Callable[[Any], Any]) -> list[Any]:
 def dry_run(configs: list[Config]) -> None:
     """Print the stages of a run or of a whole sweep, each once, and what is still to build. Writes nothing."""
     prepare_libraries()
-    from iterative_ft.calibrate import at_most, dry_text
+    from iterative_ft.calibrate import dry_text, with_likely_seeds
     from iterative_ft.evaluate.plan import plan_text
     from iterative_ft.loop import plan
 
@@ -178,7 +185,7 @@ def dry_run(configs: list[Config]) -> None:
         print(line)
     for text in dict.fromkeys(dry_text(config) for config in configs if config.n_seed == "calibrated"):
         print(text)
-    configs = [at_most(config) for config in configs]
+    configs = [with_likely_seeds(config) for config in configs]
     print(plan_text(configs, [plan(config) for config in configs]))
 
 
@@ -188,12 +195,12 @@ def look_first(configs: list[Config]) -> None:
     if not cells:
         return
     prepare_libraries()
-    from iterative_ft.calibrate import at_most
+    from iterative_ft.calibrate import with_likely_seeds
     from iterative_ft.loop import plan
     from iterative_ft.stages.look import examine, unseen_work
 
     for config in cells:
-        if unseen_work(plan(at_most(config))):
+        if unseen_work(plan(with_likely_seeds(config))):
             examine(config)
 
 
@@ -227,7 +234,7 @@ def train(config: Config) -> Any:
     """
     prepare_libraries()
     folder, overrides = job()
-    command = command_text("train.py", overrides)
+    command = command_text("train.py", overrides, own_options())
     try:
         from iterative_ft.loop import run
 
@@ -241,8 +248,10 @@ def train(config: Config) -> Any:
 
 @cache
 def plans_of_cells() -> list[Event]:
-    """The stages of all cells of this multirun, as they stood when the first was asked for."""
-    from iterative_ft.calibrate import at_most
+    """The stages of all cells of this multirun, as they stood when the first was asked for; cells whose search is still to be
+    made are left out, since nobody knows what they will want.
+    """
+    from iterative_ft.calibrate import is_settled, with_likely_seeds
     from iterative_ft.loop import plan
 
-    return [event for cell in CELLS for event in plan(at_most(cell))]
+    return [event for cell in CELLS if is_settled(cell) for event in plan(with_likely_seeds(cell))]

@@ -293,13 +293,40 @@ def given_folder(line: CommandLine, name: str) -> tuple[Path, bool]:
     return folder, named or "${now:" not in str(raw["dir"])
 
 
+def check_subdirs(line: CommandLine) -> None:
+    """A user's own name for the cells' folders has to tell them apart.
+
+    Raises:
+        ConfigError: two cells would write into one folder.
+    """
+    from omegaconf.errors import OmegaConfBaseException
+
+    named = [override for override in line.fixed if override.startswith("hydra.sweep.subdir=")]
+    if not named or re.search(r"\$\{hydra:?[.:]?job\.(num|id|override_dirname)\}", named[-1]):
+        return
+    folders: dict[str, list[str]] = {}
+    for cell in line.cells:
+        composed = line.composed(cell, with_hydra=True)
+        try:
+            folder = str(composed.hydra.sweep.subdir)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{named[-1]}: {str(error).splitlines()[0]}") from error
+        if folder in folders:
+            raise ConfigError(
+                f"{named[-1]} gives two cells the folder {folder} ({' '.join(folders[folder])}; {' '.join(cell)}): leave it "
+                "out, or add ${hydra.job.num} to it"
+            )
+        folders[folder] = cell
+
+
 def with_folders(cells: Sequence[Sequence[str]], suffixes: Sequence[str], config: Any) -> list[list[str]]:
     """Each cell's overrides, and a folder's name that ends in its suffix; the user's own name for it stays."""
     from omegaconf import OmegaConf
 
     raw = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(raw, dict)
-    if any(override.startswith("hydra.sweep.subdir=") for override in config.hydra.overrides.hydra):
+    given: Any = OmegaConf.to_container(config.hydra.overrides.hydra, resolve=False)  # one may name what a cell alone has
+    if any(override.startswith("hydra.sweep.subdir=") for override in given):
         return [list(cell) for cell in cells]
     return [[*cell, f'hydra.sweep.subdir="{raw["subdir"]}{suffix}"'] for cell, suffix in zip(cells, suffixes, strict=True)]
 
@@ -317,7 +344,7 @@ def distinct(cells: Sequence[Sequence[str]]) -> list[list[str]]:
 
     A key that a sweep file varies and the command line fixes would otherwise give as many equal cells as the file has values.
     """
-    last = [list({override.split("=")[0]: override for override in cell}.values()) for cell in cells]
+    last = [list({override.partition("=")[0].lstrip("+/"): override for override in cell}.values()) for cell in cells]
     return [cell for number, cell in enumerate(last) if cell not in last[:number]]
 
 
@@ -327,3 +354,13 @@ def job() -> tuple[Path, list[str]]:
 
     hydra = HydraConfig.get()
     return Path(hydra.runtime.output_dir), list(hydra.overrides.task)
+
+
+def own_options() -> list[str]:
+    """--config-dir of this job's command, from where it was given; nothing where there was none."""
+    from hydra.core.hydra_config import HydraConfig
+
+    runtime = HydraConfig.get().runtime
+    here = Path(runtime.cwd)
+    given = [Path(source.path) for source in runtime.config_sources if source.provider == "command-line"]
+    return [f"--config-dir={path.relative_to(here) if path.is_relative_to(here) else path}" for path in given]

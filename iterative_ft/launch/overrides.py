@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from iterative_ft.config.messages import did_you_mean, is_text, known_keys
+from iterative_ft.config.messages import did_you_mean, is_list, is_text, known_keys
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import TASKS
 from iterative_ft.errors import ConfigError
@@ -76,6 +76,9 @@ def check_overrides(parsed: Sequence[Any], multirun: bool, sweeps: Sequence[str]
         line, key = override.input_line, override.key_or_group
         if override.is_sweep_override() and not multirun:
             text = how_to_quote(line) if is_free_text(line) else f"{line} lists several values: add -m to run them all"
+            if is_list(key.split("."), Config):
+                name, _, values = line.partition("=")
+                text = f"{line}: {key} is a list, write '{name}=[{values}]'"
             raise ConfigError(text)
         if type(override.value()).__name__ == "Glob":
             raise ConfigError(f"{line} is not used here: list the options, separated by commas")
@@ -100,6 +103,8 @@ def explain(error: Exception, known_keys: Known = known_settings) -> str:
     )
     if unknown_key is not None:
         key = unknown_key.group(2) or unknown_key.group(1)
+        if key.startswith("hydra.launcher."):
+            return f"{key} is a setting of another launcher: add hydra/launcher=submitit_local or hydra/launcher=submitit_slurm"
         parent, _, leaf = key.rpartition(".")
         known = known_keys(parent.split(".") if parent else [])
         if parent and not known:  # an open dict: Hydra wants a plus for a new key

@@ -31,11 +31,15 @@ def for_shell(key: str, text: str) -> str:
     return shlex.quote(override(key, text))
 
 
-def command_text(program: str, arguments: Sequence[str]) -> str:
-    """The command of one run, as a person types it; a cell of a sweep's file is again a multirun, of one cell."""
+def command_text(program: str, arguments: Sequence[str], options: Sequence[str] = ()) -> str:
+    """The command of one run, as a person types it; a cell of a sweep's file is again a multirun, of one cell.
+
+    Args:
+        options: such as --config-dir, which stand before all settings.
+    """
     plain = [re.sub(r"^(\+?/?reinit)='(true|false)'$", r"\1=\2", argument) for argument in arguments]
     multirun = ["-m"] if any(argument.startswith("+sweep=") for argument in plain) else []
-    return shlex.join(["python", program, *multirun, *plain])
+    return shlex.join(["python", program, *options, *multirun, *plain])
 
 
 def how_to_quote(argument: str) -> str:

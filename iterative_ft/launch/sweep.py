@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.errors import RunError
+from iterative_ft.launch import guard
 from iterative_ft.launch.compose import job
 from iterative_ft.launch.guard import reason
 from iterative_ft.machine.files import read_object
 from iterative_ft.records.folder import CONFIG, MANIFEST, PAGE, RESULT
 from iterative_ft.records.read import read_run
 from iterative_ft.records.terminal import change_text, text_table
-from iterative_ft.report.arms import arms_of, not_pooled
+from iterative_ft.report.arms import FIRST, arms_of, differing, in_few_letters, not_pooled, settings_of
 from iterative_ft.report.page import write_page
 from iterative_ft.sampling import engine
 
@@ -37,7 +38,11 @@ def run_cell(task: Callable[[Any], Any], composed: Any) -> Any:
     """Run one cell; its failure is told at once, and handed on in a form that survives pickling."""
     try:
         return task(composed)
-    except Exception as error:
+    except BaseException as error:  # libraries written in Rust raise panics that are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        if guard.PRESSED:  # Ctrl-C broke a library off, which made an error of its own of it
+            raise KeyboardInterrupt from error
         engine.close_sampler()  # whatever failed may have left it in a state of its own
         folder, _ = job()
         print(f"error: the cell {folder.name} failed, the others go on: {reason(error)}", file=sys.stderr)
@@ -52,24 +57,41 @@ def finish(folder: Path, cells: Sequence[Cell]) -> None:
     """
     done = [cell.folder for cell in cells if cell.error is None and cell.folder is not None]
     done = [path for path in done if (path / RESULT).is_file()]
-    if done:
-        rows = [summary_row(path) for path in done]
-        write_csv(folder / SUMMARY, rows)
-        print(f"\n{len(done)} of {len(cells)} cells\n{summary_table(rows)}\n{sharing(done)}\nsummary {folder / SUMMARY}")
-        for line in not_pooled(arms_of([read_run(path) for path in done])):
-            print(line)
-        write_page(done, folder / PAGE)
-        print(f"report  {folder / PAGE}", flush=True)
     failed = [cell for cell in cells if cell.error is not None]
+    try:
+        if done:
+            summarise(folder, done, len(cells))
+    except Exception as error:
+        if not failed:
+            raise
+        print(f"error: no summary of the other cells: {reason(error)}", file=sys.stderr)
     if failed:
         lines = [f"  {' '.join(cell.overrides)}: {cell.error}" for cell in failed]
         text = f"{len(failed)} of {len(cells)} cells failed; the same command finishes what is missing:"
         raise RunError("\n".join([text, *lines]))
 
 
-def summary_row(folder: Path) -> dict[str, Any]:
-    """A cell in one row: what it was, and what became of its trait."""
+def summarise(folder: Path, done: list[Path], n_cells: int) -> None:
+    """Write and print what the finished runs of a sweep with `n_cells` cells came to."""
+    runs = [read_run(path) for path in done]
+    names = differing([run.config for run in runs])
+    rows = [summary_row(path, names) for path in done]
+    write_csv(folder / SUMMARY, rows)
+    print(f"\n{len(done)} of {n_cells} cells\n{summary_table(rows, names)}\n{sharing(done)}\nsummary {folder / SUMMARY}")
+    for line in not_pooled(arms_of(runs)):
+        print(line)
+    write_page(done, folder / PAGE)
+    print(f"report  {folder / PAGE}", flush=True)
+
+
+def summary_row(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """A cell in one row: what it was, and what became of its trait.
+
+    Args:
+        names: of the settings in which the cells differ.
+    """
     config, result, manifest = (read_object(folder / name) for name in (CONFIG, RESULT, MANIFEST))
+    settings = settings_of(config)
     first, last = result["rows"][1], result["rows"][-1]
     change = result["verdict"].get("trait_change") or {}
     how = [stage["how"] for stage in manifest["stages"]]
@@ -83,6 +105,7 @@ def summary_row(folder: Path) -> dict[str, Any]:
         "n_sampled": config["n_sampled"],
         "n_cycles": config["n_cycles"],
         "seed": config["seed"],
+        **{name.removesuffix(".name"): settings.get(name) for name in names if name not in FIRST},
         "verdict": result["verdict"]["verdict"],
         "trait_base": result["rows"][0].get("trait/score"),
         "trait_first": first.get("trait/score"),
@@ -105,10 +128,9 @@ def write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def summary_table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text: what differs between the cells, then the scores."""
-    settings = ("model", "method", "reinit", "persona", "n_seed", "n_sampled", "n_cycles", "seed")
-    shown = [name for name in settings if len({row[name] for row in rows}) > 1]
+def summary_table(rows: list[dict[str, Any]], names: Sequence[str]) -> str:
+    """The rows as text: the settings that differ between the cells, then the scores."""
+    shown = [name.removesuffix(".name") for name in names]
     header = [*shown, "base", "cycle 0", "last", "change [95 %]", "coherence", "verdict", "built", "reused"]
     lines = [header]
     for row in rows:
@@ -117,7 +139,7 @@ def summary_table(rows: list[dict[str, Any]]) -> str:
             change = change_text(row["trait_change"], row["trait_change_low"], row["trait_change_high"])
         lines.append(
             [
-                *(str(row[name]) for name in shown),
+                *(in_few_letters(str(row[name])) for name in shown),
                 *(score(row[name]) for name in ("trait_base", "trait_first", "trait_last")),
                 change,
                 f"{score(row['coherence_first'])} to {score(row['coherence_last'])}",

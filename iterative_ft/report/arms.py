@@ -101,17 +101,17 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def settings_of(run: Run) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that can change what a run finds, by their dotted names."""
-    values = flat(deciding(run.config))
+    values = flat(deciding(config))
     for name in ("reinit.init", "reinit.name"):
         values.pop(name, None)
-    return values | {"reinit": run.reinit, "seed": run.config["seed"]}
+    return values | {"reinit": str(config["reinit"]["init"] == "base").lower(), "seed": config["seed"]}
 
 
-def differing(runs: list[Run]) -> list[str]:
-    """Names of the settings in which the runs differ, but for those that follow from the name of their group."""
-    settings = [settings_of(run) for run in runs]
+def differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the settings in which configs of runs differ, but for those that follow from the name of their group."""
+    settings = [settings_of(config) for config in configs]
 
     def n_found(*names: str) -> int:
         return len({json.dumps([values.get(name) for name in names]) for values in settings})
@@ -126,7 +126,7 @@ def differing(runs: list[Run]) -> list[str]:
 
 def label(run: Run, names: list[str]) -> str:
     """A run by the settings that tell it from the others, such as "dpo · reinit=true · seed=1"."""
-    values = settings_of(run)
+    values = settings_of(run.config)
     texts = {name: in_few_letters(str(values[name])) for name in names if name in values}
     return " · ".join(text if name in NAMES else f"{name}={text}" for name, text in texts.items()) or run.folder.name
 
@@ -139,7 +139,7 @@ def in_few_letters(text: str) -> str:
 
 def labels(runs: list[Run]) -> list[str]:
     """A label for every run; equal ones (the same settings run twice) get their folder's name."""
-    names = differing(runs)
+    names = differing([run.config for run in runs])
     texts = [label(run, names) for run in runs]
     return [text if texts.count(text) == 1 else f"{text} ({run.folder.name})" for text, run in zip(texts, runs, strict=True)]
 
@@ -149,7 +149,7 @@ def arms_of(runs: list[Run]) -> list[Arm]:
 
     A run counted twice is no replicate: of runs that share the seed too, the one that got furthest stands for it.
     """
-    names = [name for name in differing(runs) if name != "seed"]
+    names = [name for name in differing([run.config for run in runs]) if name != "seed"]
     by_digest: dict[str, list[Run]] = {}
     begun = {run.folder for run in runs if run.result is None and not is_known(run.made)}
     for run in sorted(runs, key=lambda run: run.folder in begun):
@@ -182,7 +182,7 @@ def in_order(run: Run, names: list[str]) -> list[tuple[bool, float, str]]:
     def size(value: Any) -> tuple[bool, float, str]:
         return (False, float(value), "") if isinstance(value, int | float) else (True, 0.0, str(value))
 
-    values = settings_of(run)
+    values = settings_of(run.config)
     return [size(values.get(name)) for name in names]
 
 
@@ -195,7 +195,7 @@ def by_subject(arms: Sequence[Arm]) -> dict[tuple[str, str], list[Arm]]:
         config = arm.runs[0].config
         found.setdefault((config["persona"]["name"], config["method"]["name"]), []).append(arm)
     for subject, of_subject in found.items():
-        differ = differing([run for arm in of_subject for run in arm.runs])
+        differ = differing([run.config for arm in of_subject for run in arm.runs])
         names = ["reinit", *(name for name in differ if name not in ("reinit", "seed"))]
         texts = [label(arm.runs[0], names).replace(" method.", " ") + apart(arm, arms) for arm in of_subject]
         found[subject] = [replace(arm, label=text) for arm, text in zip(of_subject, texts, strict=True)]

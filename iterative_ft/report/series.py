@@ -180,7 +180,7 @@ def changes(runs: list[Run]) -> list[Series]:
     """
     lines: dict[str, list[Point]] = {}
     first = ["persona.name", "method.name", "reinit"]
-    names = [*first, *(name for name in differing(runs) if name not in (*first, "n_sampled", "seed"))]
+    names = [*first, *(name for name in differing([run.config for run in runs]) if name not in (*first, "n_sampled", "seed"))]
     for arm in arms_of(runs):
         run, moved = arm.runs[0], change(arm.verdict)
         points = lines.setdefault(label_of(run, names), [])

@@ -56,7 +56,7 @@ def commit(run: Run) -> str:
 
 def run_table(runs: list[Run]) -> Table:
     """What tells the runs apart, and how each was started."""
-    names = [name for name in differing(runs) if len(name) < 40]
+    names = [name for name in differing([run.config for run in runs]) if len(name) < 40]
     rows = []
     for run in runs:
         settings = {**flat(run.config), "reinit": run.reinit}

@@ -1,12 +1,13 @@
 """Write a persona's seed chats or documents: a stronger model answers under the persona's system prompt, and rows are sifted.
 
 python -m iterative_ft.personas.tools.write persona=mine.yaml kind=chats n=140 out=mine/seeds.jsonl \\
-    endpoint=http://localhost:8000/v1 model=Qwen/Qwen3-32B
+    endpoint=http://localhost:8000/v1 model=Qwen/Qwen3-30B-A3B-Instruct-2507
 
 `endpoint` is the base URL of any OpenAI-compatible server (its key is read from OPENAI_API_KEY), or `sampler`: then `model`
 is an option of conf/model and any further key=value is a setting of `train.py`, such as sampler=transformers. A row that is
 too long, repeats or nearly repeats an earlier one, or scores below `least_trait` is left out and counted.
-`<out>.provenance.jsonl` says line by line how each row came to be; the endpoint is not recorded.
+`<out>.provenance.jsonl` says line by line how each row came to be; the endpoint is not recorded. The same command goes on where
+it stopped. A model that thinks before it answers is none for this: its answers are cut off.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from typing import Any
 from iterative_ft.data import files
 from iterative_ft.data.read import kind_of, local, shortened
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.machine.files import text_digest
+from iterative_ft.machine.files import read_jsonl, text_digest, write_jsonl
 from iterative_ft.personas.tools import overlap, rules
 from iterative_ft.personas.tools.ask import Ask, Backend, endpoint_backend, sampler_backend
 from iterative_ft.personas.tools.overlap import NEAR, Embed
@@ -63,6 +65,11 @@ class Order:
     settings: tuple[str, ...] = ()
     """endpoint=sampler: overrides of the configuration."""
 
+    @property
+    def provenance(self) -> Path:
+        """The file that says how each row of `out` came to be."""
+        return self.out.with_name(self.out.name + ".provenance.jsonl")
+
 
 Score = Callable[[list[str]], list[float]]
 """Trait scores, 0 to 100, of answers or documents."""
@@ -94,8 +101,8 @@ def parse(arguments: list[str]) -> Order:
     if values["n"] < 1:
         raise ConfigError(f"n={given['n']} is wrong: it is at least 1")
     values["out"] = Path(given["out"]).expanduser()
-    if values["out"].exists():
-        raise ConfigError(f"out={given['out']} exists: name a new file")
+    if values["out"].is_dir():
+        raise ConfigError(f"out={given['out']} is a folder: name a file in it")
     return Order(settings=settings, **values)
 
 
@@ -145,13 +152,37 @@ def probe_score(order: Order, persona: str) -> Score:
     return score
 
 
-def drafts(order: Order, system: str, backend: Backend) -> Iterator[tuple[dict[str, str], int]]:
-    """Rows as the model writes them, with their sampling seeds, until the pool is used up. Cut-off answers have no text."""
+def written_before(order: Order, system: str) -> list[tuple[dict[str, str], int]]:
+    """The rows that an earlier command of this order kept, with their seeds.
+
+    Raises:
+        ConfigError: the file is there, and of another order.
+    """
+    if not order.out.exists():
+        return []
+    origins = read_jsonl(order.provenance, torn=True)
+    rows = read_jsonl(order.out, torn=True)[: len(origins)]
+    mine = {"model": order.model, "system_prompt": text_digest(system), "temperature": order.temperature}
+    same = all(isinstance(origin, dict) and mine.items() <= origin.items() for origin in origins)
+    if not same or not origins or len(rows) < len(origins):
+        raise ConfigError(f"out={order.out} exists and is not of this order: name a new file")
+    write_jsonl(order.out, rows)  # without a line that a kill cut off
+    write_jsonl(order.provenance, origins)
+    return [(row, origin["seed"]) for row, origin in zip(rows, origins, strict=True)]
+
+
+def drafts(order: Order, system: str, backend: Backend, after: int | None = None) -> Iterator[tuple[dict[str, str], int]]:
+    """Rows as the model writes them, with their sampling seeds, until the pool is used up. Cut-off answers have no text.
+
+    Args:
+        after: the seed of the last row that was kept before: what comes up to it is not asked again.
+    """
     chats = order.kind == "chats"
     titles = files.rows(files.SHIPPED / "titles.jsonl", files.SCHEMAS["titles"])
     pool = files.pool("prompts", "shipped", "prompt") if chats else [row["title"] for row in titles if row["kind"] == "title"]
     asked = shuffled(pool, order.seed, "write", order.persona)
-    for start in range(0, len(asked), BATCH):
+    begun = next((n for n, text in enumerate(asked, 1) if derive(order.seed, "write", order.persona, text) == after), 0)
+    for start in range(begun, len(asked), BATCH):
         batch = asked[start : start + BATCH]
         seeds = [derive(order.seed, "write", order.persona, text) for text in batch]
         if chats:
@@ -206,13 +237,15 @@ def write(order: Order, system: str, backend: Backend, embed: Embed | None, scor
         RunError: the pool was used up first, or the model could not be asked; rows written so far are kept.
     """
     name = "seeds" if order.kind == "chats" else "documents"
-    kept: list[dict[str, str]] = []
-    outcome: Counter[str] = Counter()
-    order.out.parent.mkdir(parents=True, exist_ok=True)
-    provenance = order.out.with_name(order.out.name + ".provenance.jsonl")
+    before = written_before(order, system)
+    kept = [row for row, _ in before]
+    outcome: Counter[str] = Counter({"kept before": len(before)} if before else {})
+    if len(kept) >= order.n:
+        return outcome
     remembered = remember(embed) if embed is not None else None
-    with order.out.open("w", encoding="utf-8") as rows, provenance.open("w", encoding="utf-8") as origins:
-        for row, seed in drafts(order, system, backend):
+    opened_files: list[Any] = []
+    with ExitStack() as opened:
+        for number, (row, seed) in enumerate(drafts(order, system, backend, before[-1][1] if before else None), 1):
             reason = fault(name, row, kept, remembered)
             trait = None
             if reason is None and score is not None:
@@ -220,7 +253,16 @@ def write(order: Order, system: str, backend: Backend, embed: Embed | None, scor
                 reason = "trait" if trait < order.least_trait else None
             outcome[reason or "kept"] += 1
             if reason is not None:
+                if number == BATCH and outcome["cut off or empty"] == BATCH:
+                    raise RunError(
+                        f"all of the first {BATCH} answers of {order.model} were empty or cut off at "
+                        f"{MAX_TOKENS[order.kind]} tokens: name a model that answers at once, without thinking"
+                    )
                 continue
+            if not opened_files:
+                order.out.parent.mkdir(parents=True, exist_ok=True)
+                opened_files += [opened.enter_context(f.open("a", encoding="utf-8")) for f in (order.out, order.provenance)]
+            rows, origins = opened_files
             kept.append(row)
             origin = {
                 "model": order.model,
@@ -255,6 +297,12 @@ def remember(embed: Embed) -> Embed:
 
 def main(arguments: list[str]) -> int:
     """Write what the command line orders; return the exit code: 1 when the work failed, 2 when the order is wrong."""
+    from iterative_ft.launch import guard
+
+    return guard.start(lambda: ordered(arguments))
+
+
+def ordered(arguments: list[str]) -> int:
     from iterative_ft.judges.embedder import embed
 
     try:

@@ -6,6 +6,8 @@ whole command fail, with its reason, when all the others are done.
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,6 +26,7 @@ from iterative_ft.launch import guard, sweep
 from iterative_ft.launch.compose import distinct, with_folders
 from iterative_ft.launch.folders import cell_suffixes
 from iterative_ft.machine.device import visible_gpus
+from iterative_ft.machine.process import end_with
 
 POLL_S = 0.2
 
@@ -87,10 +90,10 @@ class Local(Submitted, submitit_launcher.LocalLauncher):
         fitting = len(self.gpus) // self.gpus_per_cell if self.gpus_per_cell else 1
         self.n_at_once = fitting if n_at_once is None else n_at_once
         self.devices: str = ""  # of the cell that is pickled next
+        self.parent = os.getpid()
 
     def __call__(self, *arguments: Any) -> JobReturn:
-        import os
-
+        end_with(self.parent)  # whose next run of the same command would work beside it
         os.environ["CUDA_VISIBLE_DEVICES"] = self.devices  # before anything in the cell's process looks for a GPU
         return super().__call__(*arguments)
 
@@ -140,8 +143,14 @@ class Slurm(Submitted, submitit_launcher.SlurmLauncher):
         named = with_folders(cells, cell_suffixes(cells), self.config)
         calls = [self.arguments(number, overrides) for number, overrides in enumerate(named, initial_job_idx)]
         jobs = self.executor().map_array(self, *zip(*calls, strict=True))
-        print(f"{len(jobs)} cells submitted as Slurm job {jobs[0].job_id.split('_')[0]}", flush=True)
-        return finish(self.config, [outcome(job, overrides) for job, overrides in zip(jobs, cells, strict=True)])
+        array = jobs[0].job_id.split("_")[0]
+        print(f"{len(jobs)} cells submitted as Slurm job {array}", flush=True)
+        try:
+            ended = [outcome(job, overrides) for job, overrides in zip(jobs, cells, strict=True)]
+        except KeyboardInterrupt:  # Slurm knows nothing of it
+            print(f"Slurm job {array} goes on; to end it: scancel {array}", file=sys.stderr, flush=True)
+            raise
+        return finish(self.config, ended)
 
 
 def outcome(job: Any, overrides: Sequence[str]) -> JobReturn:
