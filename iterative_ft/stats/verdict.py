@@ -251,15 +251,15 @@ def cycle_mean(curves: Sequence[Curve], cycle: int) -> float | None:
 
 def decide(curves: Sequence[Curve], trained: Sequence[int], change: Interval | None, margin: float) -> tuple[str, str]:
     """The word and, in a sentence, why."""
-    if len(trained) < 2:
-        return "inconclusive", "there is no cycle after cycle 0 to compare with"
-    ends = (trained[0], trained[-1])
 
     def named(cycles: Iterable[int]) -> str:
         return ", ".join(map(str, sorted(set(cycles))))
 
     if any(curve.missing for curve in curves):
         return "inconclusive", f"there are no answers of cycle(s) {named(c for curve in curves for c in curve.missing)}"
+    if len(trained) < 2:
+        return "inconclusive", "there is no cycle after cycle 0 to compare with"
+    ends = (trained[0], trained[-1])
     if any(len({curve.judges.get(cycle) for cycle in ends}) > 1 for curve in curves):
         return "inconclusive", f"cycles {named(ends)} were scored by different judges: score all anew (task=rejudge)"
     invalid = [c for curve in curves for c in curve.invalid if c in ends]
