@@ -109,7 +109,7 @@ def break_model(rng: random.Random, folder: Path) -> str:
 def examined(config: Any) -> str:
     """ "passed", or "refused" in one line; anything else is raised."""
     looking.SEEN.clear()
-    models_look.codec_of.cache_clear()
+    models_look.codec_once.cache_clear()
     try:
         looking.examine(config)
     except ConfigError as error:
