@@ -130,7 +130,7 @@ def failing(fault: Fault) -> bool:
 
 def test_a_few_judge_faults(tmp_path: Path, compose: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     config = compose(["judge=api", "judge.base_url=http://127.0.0.1:1/v1", "sampler=fake"])
-    campaign(96, 1, 16, tmp_path / "out", config, monkeypatch, capfd)
+    campaign(48, 1, 16, tmp_path / "out", config, monkeypatch, capfd)
 
 
 @pytest.mark.long
