@@ -162,16 +162,15 @@ def try_out(config: Config, store: Store, n: int) -> Trial:
     return Trial(n, interval.mean, interval.low, interval.high, decisive >= settings.target_trait - settings.tolerance)
 
 
-def is_settled(config: Config) -> bool:
-    """Whether it is known on how many seed examples a run trains."""
-    return config.n_seed != "calibrated" or found_before(config) is not None
+def settled(config: Config) -> Config | None:
+    """The run with the n_seed that its search found, None while that is to be made; a run without a search as it is."""
+    n_seed = found_before(config) if config.n_seed == "calibrated" else config.n_seed
+    return None if n_seed is None else config.model_copy(update={"n_seed": n_seed})
 
 
 def with_likely_seeds(config: Config) -> Config:
-    """A run that is to be calibrated, with the n_seed that its search found, else the largest that it may find."""
-    if config.n_seed != "calibrated":
-        return config
-    return config.model_copy(update={"n_seed": found_before(config) or bounds(config)[1]})
+    """The same, with the largest n_seed that a search may find where it is still to be made."""
+    return settled(config) or config.model_copy(update={"n_seed": bounds(config)[1]})
 
 
 def with_n_seed(config: Config, n: int) -> Config:

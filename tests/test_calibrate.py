@@ -13,7 +13,7 @@ import pytest
 from conftest import FakeRun
 
 from iterative_ft import fake
-from iterative_ft.calibrate import Trial, contradictions, is_settled, with_likely_seeds
+from iterative_ft.calibrate import Trial, contradictions, settled, with_likely_seeds
 from iterative_ft.config.calibration import calibration_method
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
@@ -157,7 +157,7 @@ def test_a_search_that_the_store_holds_is_known_before_it_is_made_again(
     monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
     assert fake_run(*search, folder="again").built() == []
     other = calibrated.model_copy(update={"seed": 7})
-    assert not is_settled(other)
+    assert settled(other) is None
     assert with_likely_seeds(other).n_seed == 142
 
 

@@ -47,8 +47,8 @@ def check_calibration(config: Config) -> None:
         raise ConfigError("n_seed=calibrated needs a trait score to reach: add calibrate.target_trait=<0 to 100>")
     if config.start_adapter is not None:
         raise ConfigError("n_seed=calibrated has nothing to search where start_adapter takes the place of cycle 0: drop one")
+    method = calibration_method(config)
     try:
-        method = calibration_method(config)
         Config.model_validate(config.model_dump() | {"method": method.model_dump()})
     except ValidationError as error:
         raise ConfigError(f"calibrate.method, calibrate.settings: {one_line(error, Config)}") from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -58,16 +58,13 @@ def split_files(folder: Path, split: str) -> list[Path]:
     return of_split
 
 
-def usable(pool: Sequence[str], taken: Collection[str]) -> list[str]:
-    """The texts of a pool that may come up: none that is `taken`, whatever its case and spaces."""
-    folded = {files.fold(text) for text in taken}
-    return [text for text in pool if files.fold(text) not in folded]
-
-
 @lru_cache(maxsize=8)  # each cycle of each plan asks, and a pool may have a million rows
 def in_order(name: str, pool: tuple[str, ...], taken: frozenset[str], seed: int) -> tuple[str, ...]:
-    """The texts of a pool that may come up, in the order in which a run with this seed takes them."""
-    return tuple(usable(shuffled(list(pool), seed, name), taken))
+    """The texts of a pool in the order in which a run with this seed takes them, without those that are `taken`, whatever their
+    case and spaces.
+    """
+    folded = {files.fold(text) for text in taken}
+    return tuple(text for text in shuffled(list(pool), seed, name) if files.fold(text) not in folded)
 
 
 def cycle_part(name: str, pool: tuple[str, ...], taken: Collection[str], seed: int, cycle: int, per_cycle: int) -> list[str]:

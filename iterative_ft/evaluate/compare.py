@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,18 +76,20 @@ def compare(task: Compare, command: str) -> Path:
 def drawn(runs: list[Run], names: Sequence[str], arms: Sequence[Arm], out: Path) -> list[Path]:
     """Draw what these runs have to show; the pictures' files. One of an earlier comparison that is not drawn now is removed."""
     several = len(arms) < len(runs) or len(arms) > 1
-    wanted = {PICTURE: len(runs) <= MOST_LINES, "arms_trait.png": several, "arms_coherence.png": several}
-    wanted["quantity.png"] = len({arm.runs[0].config["n_sampled"] for arm in arms}) > 1
-    for name in (name for name, due in wanted.items() if not due):
-        (out / name).unlink(missing_ok=True)
-    if wanted[PICTURE]:
-        pictures.draw([(name, run.measured) for run, name in zip(runs, names, strict=True)], out / PICTURE)
-    if several:
-        for score in ("trait", "coherence"):
-            pictures.comparison(runs, out / f"arms_{score}.png", score)
-    if wanted["quantity.png"]:
-        pictures.change_by_sampled(runs, out / "quantity.png")
-    return [out / name for name, due in wanted.items() if due]
+    amounts = {arm.runs[0].config["n_sampled"] for arm in arms}
+    rows = [(name, run.measured) for run, name in zip(runs, names, strict=True)]
+    wanted: dict[str, tuple[bool, Callable[[Path], None]]] = {
+        PICTURE: (len(runs) <= MOST_LINES, partial(pictures.draw, rows)),
+        "arms_trait.png": (several, partial(pictures.comparison, runs, name="trait")),
+        "arms_coherence.png": (several, partial(pictures.comparison, runs, name="coherence")),
+        "quantity.png": (len(amounts) > 1, partial(pictures.change_by_sampled, runs)),
+    }
+    for name, (due, draw) in wanted.items():
+        if due:
+            draw(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)
+    return [out / name for name, (due, _) in wanted.items() if due]
 
 
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:

@@ -251,7 +251,7 @@ def plans_of_cells() -> list[Event]:
     """The stages of all cells of this multirun, as they stood when the first was asked for; cells whose search is still to be
     made are left out, since nobody knows what they will want.
     """
-    from iterative_ft.calibrate import is_settled, with_likely_seeds
+    from iterative_ft.calibrate import settled
     from iterative_ft.loop import plan
 
-    return [event for cell in CELLS if is_settled(cell) for event in plan(with_likely_seeds(cell))]
+    return [event for cell in map(settled, CELLS) if cell is not None for event in plan(cell)]

@@ -302,7 +302,7 @@ def check_subdirs(line: CommandLine) -> None:
     from omegaconf.errors import OmegaConfBaseException
 
     named = [override for override in line.fixed if override.startswith("hydra.sweep.subdir=")]
-    if not named or re.search(r"\$\{hydra:?[.:]?job\.(num|id|override_dirname)\}", named[-1]):
+    if not named or re.search(r"\$\{hydra[.:]job\.(num|id|override_dirname)\}", named[-1]):
         return
     folders: dict[str, list[str]] = {}
     for cell in line.cells:

@@ -153,8 +153,9 @@ def arms_of(runs: list[Run]) -> list[Arm]:
     by_digest: dict[str, list[Run]] = {}
     begun = {run.folder for run in runs if run.result is None and not is_known(run.made)}
     for run in sorted(runs, key=lambda run: run.folder in begun):
-        digest, settings = arm_digest(run.config, run.made), arm_digest(run.config)
+        digest = arm_digest(run.config, run.made)
         if run.folder in begun:  # just now: it goes with the others of its settings, where they agree
+            settings = arm_digest(run.config)
             among = [key for key, members in by_digest.items() if arm_digest(members[0].config) == settings]
             digest = among[0] if len(among) == 1 else digest
         by_digest.setdefault(digest, []).append(run)

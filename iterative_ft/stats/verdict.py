@@ -202,7 +202,7 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
         from_base = contrast(curves, "trait", {last: 1, -1: -1})
     means = [cycle_mean(curves, cycle) for cycle in trained]
     word, reason = decide(curves, trained, change, margin)
-    scored = 0 if change is None else int(scored_questions(curves, "trait", (trained[0], last)).sum())
+    scored = 0 if change is None else int(all_scored(scores_at(curves, "trait", (trained[0], last))).sum())
     strange = sorted({cycle for curve in curves for cycle in curve.not_validated if cycle in trained})
     if strange:
         reason += f"; judge not validated on such texts in cycle(s) {', '.join(map(str, strange))}"
@@ -223,8 +223,8 @@ def assess(curves: Sequence[Curve], margin: float, speaks_of: str) -> Verdict:
 
 def contrast(curves: Sequence[Curve], key: str, weights: Mapping[int, float]) -> Interval | None:
     """Interval of a contrast of cycles (cycle -> weight) in "trait" or "coherence", paired by question."""
-    scores = np.stack([[curve.at(getattr(curve, key), cycle) for cycle in weights] for curve in curves])
-    scored = scored_questions(curves, key, weights)
+    scores = scores_at(curves, key, weights)
+    scored = all_scored(scores)
     if not scored.any():
         return None
     skewed = near_limit(scores[:, :, scored].mean((0, 2)))
@@ -232,9 +232,14 @@ def contrast(curves: Sequence[Curve], key: str, weights: Mapping[int, float]) ->
     return of_changes(np.tensordot(scores, list(weights.values()), axes=([1], [0])), bool(skewed), furthest)
 
 
-def scored_questions(curves: Sequence[Curve], key: str, cycles: Iterable[int]) -> np.ndarray:
-    """Which questions have a score in all of these cycles of all curves, shape (questions,)."""
-    scores = np.stack([[curve.at(getattr(curve, key), cycle) for cycle in cycles] for curve in curves])
+def scores_at(curves: Sequence[Curve], key: str, cycles: Iterable[int]) -> np.ndarray:
+    """ "trait" or "coherence" of some cycles, shape (curves, cycles, questions)."""
+    wanted = list(cycles)
+    return np.stack([[curve.at(getattr(curve, key), cycle) for cycle in wanted] for curve in curves])
+
+
+def all_scored(scores: np.ndarray) -> np.ndarray:
+    """Which questions have a score in all cycles of all curves, shape (questions,)."""
     return np.asarray(~np.isnan(scores).any((0, 1)))
 
 
@@ -245,7 +250,7 @@ def per_cycle(fitted: Interval, n_steps: int) -> Interval:
 
 def cycle_mean(curves: Sequence[Curve], cycle: int) -> float | None:
     """Mean trait over questions and seeds; None where nothing was scored."""
-    scores = np.stack([curve.at(curve.trait, cycle) for curve in curves])
+    scores = scores_at(curves, "trait", [cycle])
     return None if np.isnan(scores).all() else float(np.nanmean(scores))
 
 

@@ -18,7 +18,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 from iterative_ft.data import files
 from iterative_ft.data.read import kind_of, local, shortened
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.machine.files import read_jsonl, text_digest, write_jsonl
+from iterative_ft.machine.files import append_jsonl, read_jsonl, text_digest, write_jsonl
 from iterative_ft.personas.tools import overlap, rules
 from iterative_ft.personas.tools.ask import Ask, Backend, endpoint_backend, sampler_backend
 from iterative_ft.personas.tools.overlap import NEAR, Embed
@@ -243,40 +242,33 @@ def write(order: Order, system: str, backend: Backend, embed: Embed | None, scor
     if len(kept) >= order.n:
         return outcome
     remembered = remember(embed) if embed is not None else None
-    opened_files: list[Any] = []
-    with ExitStack() as opened:
-        for number, (row, seed) in enumerate(drafts(order, system, backend, before[-1][1] if before else None), 1):
-            reason = fault(name, row, kept, remembered)
-            trait = None
-            if reason is None and score is not None:
-                trait = score([row["answer" if order.kind == "chats" else "text"]])[0]
-                reason = "trait" if trait < order.least_trait else None
-            outcome[reason or "kept"] += 1
-            if reason is not None:
-                if number == BATCH and outcome["cut off or empty"] == BATCH:
-                    raise RunError(
-                        f"all of the first {BATCH} answers of {order.model} were empty or cut off at "
-                        f"{MAX_TOKENS[order.kind]} tokens: name a model that answers at once, without thinking"
-                    )
-                continue
-            if not opened_files:
-                order.out.parent.mkdir(parents=True, exist_ok=True)
-                opened_files += [opened.enter_context(f.open("a", encoding="utf-8")) for f in (order.out, order.provenance)]
-            rows, origins = opened_files
-            kept.append(row)
-            origin = {
-                "model": order.model,
-                "system_prompt": text_digest(system),
-                "seed": seed,
-                "temperature": order.temperature,
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            } | ({} if trait is None else {"trait": round(trait, 1)})
-            rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-            origins.write(json.dumps(origin) + "\n")
-            rows.flush()
-            origins.flush()
-            if len(kept) == order.n:
-                return outcome
+    for number, (row, seed) in enumerate(drafts(order, system, backend, before[-1][1] if before else None), 1):
+        reason = fault(name, row, kept, remembered)
+        trait = None
+        if reason is None and score is not None:
+            trait = score([row["answer" if order.kind == "chats" else "text"]])[0]
+            reason = "trait" if trait < order.least_trait else None
+        outcome[reason or "kept"] += 1
+        if reason is not None:
+            if number == BATCH and outcome["cut off or empty"] == BATCH:
+                raise RunError(
+                    f"all of the first {BATCH} answers of {order.model} were empty or cut off at "
+                    f"{MAX_TOKENS[order.kind]} tokens: name a model that answers at once, without thinking"
+                )
+            continue
+        kept.append(row)
+        origin = {
+            "model": order.model,
+            "system_prompt": text_digest(system),
+            "seed": seed,
+            "temperature": order.temperature,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        } | ({} if trait is None else {"trait": round(trait, 1)})
+        order.out.parent.mkdir(parents=True, exist_ok=True)
+        append_jsonl(order.out, [row])
+        append_jsonl(order.provenance, [origin])
+        if len(kept) == order.n:
+            return outcome
     raise RunError(f"the pool is used up with {len(kept)} of {order.n} rows kept ({dict(outcome)}): they are in {order.out}")
 
 
@@ -305,20 +297,16 @@ def main(arguments: list[str]) -> int:
 def ordered(arguments: list[str]) -> int:
     from iterative_ft.judges.embedder import embed
 
-    try:
-        order = parse(arguments)
-        persona = persona_of(order.persona)
-        score = None if order.probe is None else probe_score(order, persona.name)
-        asking = (
-            sampler_backend(order.model, order.settings, order.temperature)
-            if order.endpoint == "sampler"
-            else endpoint_backend(order.endpoint, order.model, order.temperature)
-        )
-        with asking as backend:
-            outcome = write(order, persona.system_prompt.strip(), backend, embed, score)
-    except (ConfigError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+    order = parse(arguments)
+    persona = persona_of(order.persona)
+    score = None if order.probe is None else probe_score(order, persona.name)
+    asking = (
+        sampler_backend(order.model, order.settings, order.temperature)
+        if order.endpoint == "sampler"
+        else endpoint_backend(order.endpoint, order.model, order.temperature)
+    )
+    with asking as backend:
+        outcome = write(order, persona.system_prompt.strip(), backend, embed, score)
     print(f"{order.out}: " + ", ".join(f"{n} {what}" for what, n in outcome.most_common()))
     return 0
 
