@@ -188,6 +188,24 @@ def test_a8_a_seed_that_has_just_begun_is_with_the_others_of_its_settings(four: 
     assert not_pooled([arm]) == []
 
 
+def test_a_verdict_that_changed_as_seeds_were_added_is_told(
+    four: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, change in zip(four, (-20, -21, -22, 20), strict=True):
+        answers = [row | {"trait": 60 + change * row["cycle"]} for row in read_jsonl(folder / "answers.jsonl")]
+        write_jsonl(folder / "answers.jsonl", answers)
+    [arm] = arms_of([read_run(folder) for folder in reversed(four)])  # the seed counts, not the order they were given in
+    assert {n: verdict.verdict for n, verdict in arm.cumulative.items()} == {3: "decayed", 4: "inconclusive"}
+    assert arm.cumulative[4].as_dict() == arm.verdict
+    compare(Compare(task="compare", runs=str(four[0].parent / "*"), out=str(tmp_path / "four")), "")
+    assert "changed as seeds were added: decayed over 3, inconclusive over 4 (4 in all)" in capsys.readouterr().out
+    [line] = re.findall(r"3 seeds \| 4 seeds \|\n.*\n(.*)", (tmp_path / "four" / "compare.md").read_text())
+    assert re.search(r"\| decayed -[^|]* \| inconclusive -", line)
+    shutil.rmtree(four[3])
+    compare(Compare(task="compare", runs=str(four[0].parent / "*"), out=str(tmp_path / "three")), "")
+    assert "as seeds" not in capsys.readouterr().out + (tmp_path / "three" / "compare.md").read_text()
+
+
 def test_a8_an_unfinished_seed_stays_with_its_arm(four: list[Path]) -> None:
     (four[1] / "result.json").unlink()
     rows = read_jsonl(four[1] / "metrics.jsonl")

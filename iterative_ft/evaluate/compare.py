@@ -23,6 +23,7 @@ from iterative_ft.report.control import control_table
 from iterative_ft.report.page import write_page_of
 from iterative_ft.report.tables import gauge_name
 from iterative_ft.stats.ranks import spearman
+from iterative_ft.stats.verdict import Verdict
 
 # Words -> name in a row, and digits shown.
 BY_CYCLE = {
@@ -49,7 +50,7 @@ def compare(task: Compare, command: str) -> Path:
     rows = [run_line(run, name) for run, name in zip(runs, names, strict=True)]
     rows += [arm_line(arm) for arm in arms if len(arm.runs) > 1]
     print(text_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]]))
-    notes = not_pooled(arms) + projection_agreement(runs)
+    notes = not_pooled(arms) + not_settled(arms) + projection_agreement(runs)
     print("".join(f"{note}\n" for note in notes), end="")
     out = Path(task.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -61,6 +62,9 @@ def compare(task: Compare, command: str) -> Path:
     page += "".join(f"\n{note}\n" for note in notes)
     for (persona, method), of_subject in by_subject(arms).items():
         page += f"\n## {persona} · {method}\n\n{markdown_table(by_cycle(of_subject))}"
+    cumulative = by_seeds(arms)
+    if len(cumulative) > 1:
+        page += f"\n## As seeds are added\n\n{markdown_table(cumulative)}"
     controls = control_table(arms)
     if controls.rows:
         page += f"\n## Null controls\n\n{markdown_table([controls.head, *controls.rows])}"
@@ -123,6 +127,34 @@ def by_cycle(arms: Sequence[Arm]) -> list[list[str]]:
                 ]
                 table.append([words, f"{arm.label} ({n} run{'s' * (n > 1)})", *cells])
     return table
+
+
+def by_seeds(arms: Sequence[Arm]) -> list[list[str]]:
+    """A line for each arm with more seeds than a general claim needs: its verdict and change over the first seeds, one more,
+    and so on to all of them.
+    """
+    shown = [arm for arm in arms if len(arm.cumulative) > 1]
+    counts = sorted({n for arm in shown for n in arm.cumulative})
+
+    def cell(verdict: Verdict | None) -> str:
+        moved = None if verdict is None else verdict.trait_change
+        return "" if moved is None or verdict is None else f"{verdict.verdict} {change_text(moved.mean, moved.low, moved.high)}"
+
+    return [
+        ["verdict over the first", *(f"{n} seeds" for n in counts)],
+        *([arm.label, *(cell(arm.cumulative.get(n)) for n in counts)] for arm in shown),
+    ]
+
+
+def not_settled(arms: Sequence[Arm]) -> list[str]:
+    """A line for each arm whose verdict changed as seeds were added, with the words."""
+    lines = []
+    for arm in arms:
+        words = {n: verdict.verdict for n, verdict in arm.cumulative.items()}
+        if len(set(words.values())) > 1:
+            told = ", ".join(f"{word} over {n}" for n, word in words.items() if word != words.get(n - 1))
+            lines.append(f"the verdict of {arm.label} changed as seeds were added: {told} ({max(words)} in all)")
+    return lines
 
 
 def n_having(arm: Arm, cycle: int, name: str) -> int:

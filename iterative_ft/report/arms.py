@@ -15,7 +15,7 @@ from iterative_ft.records.read import Run
 from iterative_ft.records.rows import COUNTED, MetricRow, numbers, value
 from iterative_ft.stats.intervals import Interval, t_interval
 from iterative_ft.stats.replicates import arm_digest, deciding, is_known, made_differently, on_same_data
-from iterative_ft.stats.verdict import curve_of, group_verdict
+from iterative_ft.stats.verdict import GENERAL_SEEDS, Curve, Verdict, curve_of, group_verdict
 
 GROUPS = ("method", "persona", "model", "judge", "sampler")  # groups of settings; a label holds the name of one
 NAMES = tuple(f"{group}.name" for group in GROUPS)
@@ -71,12 +71,28 @@ class Arm:
         return rows
 
     @cached_property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if run.verdict is not None]
+
+    @cached_property
+    def curves(self) -> list[Curve]:
+        """Of the finished runs."""
+        return [curve_of(run.answers, run.config, run.folder.name, run.made) for run in self.finished]
+
+    @cached_property
     def verdict(self) -> dict[str, Any] | None:
         """Over the seeds of the finished runs, or the only one's own; None while none is finished."""
-        finished = [run for run in self.runs if run.verdict is not None]
-        if len(finished) < 2:
-            return finished[0].verdict if finished else None
-        return group_verdict([curve_of(r.answers, r.config, r.folder.name, r.made) for r in finished]).as_dict()
+        if len(self.finished) < 2:
+            return self.finished[0].verdict if self.finished else None
+        return group_verdict(self.curves).as_dict()
+
+    @cached_property
+    def cumulative(self) -> dict[int, Verdict]:
+        """Number of seeds -> verdict over so many, the smallest seeds first: from those that a general claim needs up to all
+        that finished. Whether a verdict has settled is seen from it.
+        """
+        curves = sorted(self.curves, key=lambda curve: curve.seed)
+        return {n: group_verdict(curves[:n]) for n in range(GENERAL_SEEDS, len(curves) + 1)}
 
 
 def present(rows: Sequence[MetricRow], name: str) -> list[float]:
