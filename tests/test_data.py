@@ -136,6 +136,16 @@ def test_d1_folders_that_datasets_saved_are_read(tmp_path: Path) -> None:
         load(tmp_path / "whole")
 
 
+def test_d1_a_split_or_revision_that_nothing_would_read_is_refused(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "data" / "p.jsonl", ROWS)
+    for path in (str(file), "shipped"):
+        with pytest.raises(ConfigError, match=r"prompts\.split=test is for a folder .*: a file is read whole"):
+            load(path, split="test")
+    for path in (str(file), str(tmp_path / "data"), "shipped"):
+        with pytest.raises(ConfigError, match=r"prompts\.revision=1a2b is for a dataset of the hub alone: set it to null"):
+            pools.load_pool("prompts", path, "prompt", "train", "1a2b")
+
+
 def test_datasets_is_imported_for_its_own_sources_alone(tmp_path: Path) -> None:
     write_rows(tmp_path / "p.parquet", ROWS)
     code = (

@@ -11,6 +11,8 @@ from iterative_ft.data import files, hub, read
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.seeds import shuffled
 
+DEFAULT_SPLIT = "train"  # as in conf/config.yaml: what nobody set
+
 
 @cache
 def load_pool(name: str, path: str, column: str, split: str, revision: str | None) -> tuple[str, ...]:
@@ -21,11 +23,15 @@ def load_pool(name: str, path: str, column: str, split: str, revision: str | Non
         split: of several splits in a folder or on the hub, the one to read.
         revision: of a dataset on the hub.
     Raises:
-        ConfigError: there is no such source, or a row of it is no text.
+        ConfigError: there is no such source, it has no splits or revisions and one is named, or a row of it is no text.
     """
     where = read.local(path)
-    kind = read.kind_of(where)
-    if path == "shipped" or kind == "file":
+    kind = "file" if path == "shipped" else read.kind_of(where)
+    if revision is not None and kind is not None:
+        raise ConfigError(f"{name}.revision={read.shortened(revision)} is for a dataset of the hub alone: set it to null")
+    if kind == "file" and split != DEFAULT_SPLIT:
+        raise ConfigError(f"{name}.split={read.shortened(split)} is for a folder or a dataset of the hub: a file is read whole")
+    if kind == "file":
         return files.pool(name, path, column)
     if kind == "folder" and not hub.is_saved(where):
         return files.distinct([text for file in split_files(where, split) for text in files.pool(name, str(file), column)])
