@@ -137,8 +137,10 @@ def by_seeds(arms: Sequence[Arm]) -> list[list[str]]:
     counts = sorted({n for arm in shown for n in arm.cumulative})
 
     def cell(verdict: Verdict | None) -> str:
-        moved = None if verdict is None else verdict.trait_change
-        return "" if moved is None or verdict is None else f"{verdict.verdict} {change_text(moved.mean, moved.low, moved.high)}"
+        if verdict is None:
+            return ""
+        moved = verdict.trait_change
+        return verdict.verdict if moved is None else f"{verdict.verdict} {change_text(moved.mean, moved.low, moved.high)}"
 
     return [
         ["verdict over the first", *(f"{n} seeds" for n in counts)],
