@@ -59,9 +59,9 @@ def shared(config: dict[str, Any]) -> dict[str, Any]:
 def persona_verdict(control: Arm, persona: str) -> Verdict | None:
     """What became of a persona's trait over a control's seeds; None where its answers have no score of it."""
     curves = []
-    for run in control.runs:
+    for run in control.finished:
         rows = [{**row, "trait": row.get("traits", {}).get(persona)} for row in run.answers]
-        if run.verdict is not None and any(row["trait"] is not None for row in rows):
+        if any(row["trait"] is not None for row in rows):
             curves.append(curve_of(rows, run.config, run.folder.name, run.made))  # type: ignore[arg-type]
     return group_verdict(curves) if curves else None
 
