@@ -491,9 +491,18 @@ def test_d12_the_guard_tells_everything_in_one_line(
     assert words in said
 
 
-@pytest.mark.parametrize("error", [AttributeError("'NoneType' has no attribute"), RunError("the training process ended")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        AttributeError("'NoneType' has no attribute"),
+        RunError("the training process ended"),
+        ConfigError("sweeps/reinit_vs_continual.yaml is no YAML ('NoneType' has no attribute)"),  # of a library's error within
+        BrokenPipeError(),
+        SystemExit(1),
+    ],
+)
 def test_d12_what_an_interrupt_broke_is_an_interrupt(
-    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    error: BaseException, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "PRESSED", [1.0])
 

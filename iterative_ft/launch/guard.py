@@ -42,34 +42,32 @@ def guarded(command: Callable[[], int]) -> int:
     """Call `command`; an error is one line on stderr and exit code 2 (a setting is wrong) or 1 (known only later)."""
     try:
         return command()
-    except ConfigError as error:
-        say(f"error: {in_line(str(error))}")
-        return 2
-    except KeyboardInterrupt:
-        return interrupted()
-    except RunError as error:
-        if PRESSED:  # a child that Ctrl-C ended, say
+    except BaseException as error:  # libraries written in Rust raise panics that are no Exception
+        if PRESSED or isinstance(error, KeyboardInterrupt):  # Ctrl-C breaks libraries off, which make errors of their own of it
             return interrupted()
-        say(f"error: {without_secrets(str(error))}")
-        return 1
-    except BrokenPipeError:  # whoever read our output has closed it: nobody is left to tell
+        return told(error)
+
+
+def told(error: BaseException) -> int:
+    """Say what ended a command; return its exit code. Called where it is caught."""
+    if isinstance(error, SystemExit):
+        raise error
+    if isinstance(error, BrokenPipeError):  # whoever read our output has closed it: nobody is left to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
-    except SystemExit:
-        raise
-    except BaseException as error:  # libraries written in Rust raise panics that are no Exception
-        if PRESSED:  # it broke a library off in the middle of something
-            return interrupted()
-        own = own_error(error)
-        if own is not None:  # that Hydra or another library wrapped
-            say(f"error: {in_line(str(own))}")
-            return 2 if isinstance(own, ConfigError) else 1
-        with tempfile.NamedTemporaryFile(
-            "w", prefix="iterative-ft-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
-        ) as file:
-            file.write(without_secrets(traceback.format_exc()))
-        say(f"error: {reason(error)} (traceback: {file.name})")
+    if isinstance(error, RunError):  # of a sweep it may be a line a cell
+        say(f"error: {without_secrets(str(error))}")
         return 1
+    own = error if isinstance(error, ConfigError) else own_error(error)
+    if own is not None:  # that Hydra or another library wrapped
+        say(f"error: {in_line(str(own))}")
+        return 2 if isinstance(own, ConfigError) else 1
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="iterative-ft-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+    ) as file:
+        file.write(without_secrets(traceback.format_exc()))
+    say(f"error: {reason(error)} (traceback: {file.name})")
+    return 1
 
 
 def interrupted() -> int:
