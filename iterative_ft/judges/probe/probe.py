@@ -17,6 +17,7 @@ import numpy as np
 
 from iterative_ft.config.judges import ProbeConfig
 from iterative_ft.data import files
+from iterative_ft.errors import RunError
 from iterative_ft.judges.probe import familiar, lexicon, trait
 from iterative_ft.judges.probe.classifier import Classifier, fit, log_shares, weights_of
 from iterative_ft.judges.probe.coherence import Coherence, look
@@ -90,14 +91,22 @@ def together(logits: np.ndarray, by_words: np.ndarray) -> np.ndarray:
 
 
 def load(folder: Path) -> Probe:
+    """The judge that `build` wrote.
+
+    Raises:
+        RunError: another version of it did.
+    """
     saved = json.loads((folder / FILE).read_text())
-    return Probe(
-        Classifier.from_json(saved["trait"]),
-        Lexicon.from_json(saved["lexicon"]),
-        Strength.from_json(saved["strength"]),
-        Coherence.from_json(saved["coherence"]),
-        Familiar.from_json(saved["familiar"]),
-    )
+    try:
+        return Probe(
+            Classifier.from_json(saved["trait"]),
+            Lexicon.from_json(saved["lexicon"]),
+            Strength.from_json(saved["strength"]),
+            Coherence.from_json(saved["coherence"]),
+            Familiar.from_json(saved["familiar"]),
+        )
+    except KeyError as error:
+        raise RunError(f"{folder} holds a judge of another version, without {error}") from error
 
 
 def score(
