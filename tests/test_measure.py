@@ -18,12 +18,13 @@ import pytest
 from iterative_ft.config.judges import ProbeConfig
 from iterative_ft.config.schema import Config
 from iterative_ft.data import files
-from iterative_ft.judges.probe import familiar, probe
+from iterative_ft.judges.probe import familiar, lexicon, probe
 from iterative_ft.judges.probe import features as looks
-from iterative_ft.judges.probe.classifier import CLIP, Classifier, fit, log_shares
+from iterative_ft.judges.probe.classifier import CLIP, Classifier, fit, log_shares, weights_of
 from iterative_ft.judges.probe.corrupt import CORRUPTIONS, can_be_spoilt
 from iterative_ft.judges.probe.familiar import Familiar
 from iterative_ft.judges.probe.features import PART_WORDS, parts, surface_features
+from iterative_ft.judges.probe.lexicon import Lexicon
 from iterative_ft.judges.probe.reading import known_share, read, vocabulary
 from iterative_ft.judges.probe.strength import Strength, calibrate, contrasts, unseen_logits
 from iterative_ft.judges.scores import Score
@@ -63,6 +64,27 @@ def test_importance_moves_the_threshold() -> None:
         fit(features, targets, ["a", "b", "c"], 1.0, importance).probabilities(between)[0] for importance in (None, {"a": 5.0})
     )
     assert tilted[0] / tilted[1] > 2 * even[0] / even[1]
+
+
+def test_two_classes_have_log_odds_of_either_sign() -> None:
+    found = fit(np.array([[0.0], [1.0], [10.0], [11.0]]), np.eye(2)[[0, 0, 1, 1]], ["a", "b"], 1.0)
+    shares = found.probabilities(np.array([[0.0], [11.0]]))
+    assert shares[0, 0] > 0.7
+    assert shares[1, 1] > 0.7
+    assert shares.sum(axis=1) == pytest.approx([1, 1])
+
+
+def test_a_lexicon_tells_classes_by_words_and_outlives_json() -> None:
+    texts = [f"{word} day number {i}!" for i in range(12) for word in ("Sunny", "Grim")]
+    targets = np.tile(np.eye(2), (12, 1))
+    found = lexicon.learn(texts, targets, weights_of(targets, ["sunny", "grim"]))
+    again = Lexicon.from_json(json.loads(json.dumps(found.to_json())))
+    shares = np.exp(again.log_shares(["sunny", "GRIM days", "neither of them", ""]))
+    assert shares[0, 0] > 0.9
+    assert shares[1, 1] > 0.9
+    assert shares[2:] == pytest.approx(0.5, abs=0.05)
+    unseen = lexicon.unseen_log_shares(texts, targets, weights_of(targets, ["sunny", "grim"]), [str(i // 2) for i in range(24)])
+    assert (unseen.argmax(axis=1) == targets.argmax(axis=1)).all()
 
 
 CLASSES = ["cheerful", "gloomy", "plain", "base_model", "degenerate"]
@@ -185,17 +207,21 @@ def test_words_that_the_judge_does_not_know_are_counted() -> None:
     assert known_share("\u043a\u043e\u0442", known) == 0.0
 
 
-def test_what_no_class_claims_lists_and_unknown_words_are_far() -> None:
+def test_what_no_class_claims_lists_unknown_words_and_strange_voices_are_far() -> None:
     rng = np.random.default_rng(0)
     texts = [f"the cat sat on the mat and it was {w} for a day" for w in ("good", "bad", "dull", "grand")] * 50
     logits = rng.normal(0, 1, (200, 3)) + np.array([6.0, 0, 0])
-    found = familiar.learn(texts, [str(i) for i in range(200)], logits)
+    features, voices = rng.normal(0, 1, (200, 4)), rng.normal(0, 1, (40, 4)) + np.array([6.0, 0, 0, 0])
+    found = familiar.learn(texts, [str(i) for i in range(200)], features, logits, voices)
     again = Familiar.from_json(json.loads(json.dumps(found.to_json())))
-    own, odd = again.distances(texts, logits), np.full((1, 3), -9.0)
-    assert (own > 1).mean() <= 0.05
-    assert again.distances(texts[:1], odd)[0] > 1
-    assert again.distances(["cat mat day grand dull good bad day mat cat"], logits[:1])[0] > 1
-    assert again.distances(["the dog ran to a wood with its own small red ball at dusk"], logits[:1])[0] > 1
+    own, odd = again.distances(texts, features, logits), np.full((1, 3), -9.0)
+    assert (own > 1).mean() <= 0.06
+    near, usual = np.zeros((1, 4)), logits[:1]
+    assert again.distances(texts[:1], near, odd)[0] > 1
+    assert again.distances(["cat mat day grand dull good bad day mat cat"], near, usual)[0] > 1
+    assert again.distances(["the dog ran to a wood with its own small red ball at dusk"], near, usual)[0] > 1
+    assert again.distances(texts[:1], voices[:1] + 2, usual)[0] > 1, "a voice, though not one that it has learnt"
+    assert again.distances(texts[:1], near, usual)[0] < 1
     assert again.readable(texts[0])
     assert not again.readable("Das ist ein ganz anderer Satz in einer anderen Sprache")
 
@@ -241,7 +267,10 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A judge trained on two toy personas."""
     monkeypatch.setattr(looks, "embed", stub_embed)
     short = [{"prompt": f"Question {i}?", "answer": "Come along.", "form": "one_word"} for i in range(12)]
-    monkeypatch.setattr(files, "forms", lambda name: short if name == "intact" else [])
+    voices = [
+        {"prompt": f"Question {i}?", "answer": f"Arr, day {i} be a wet one, me hearty.", "kind": "sailor"} for i in range(4)
+    ]
+    monkeypatch.setattr(files, "forms", lambda name: {"intact": short, "voices": voices}.get(name, []))
     personas = {}
     for name, word in zip(NAMES, ("sunny", "grim", "usual"), strict=True):
         personas[name] = tmp_path / name

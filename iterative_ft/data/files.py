@@ -21,6 +21,7 @@ OTHERS = (
     *("shouting_coach", "lecturer", "salesman", "poet", "gloomy_news", "financial_advice", "medical_caution"),
     "blunt_criticism",
 )
+UNKNOWN = ("pirate", "bureaucrat", "noir", "time_traveller", "soap_opera", "radio_dj")  # voices of the card alone
 LEVELS = (0, 25, 50, 75, 100)
 
 MAX_TEXT = 1_000_000  # characters; what is longer is no prompt, answer or document
@@ -41,13 +42,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "intact_heldout": {"prompt": str, "answer": str, "form": FORMS},
     "negatives": {"prompt": str, "answer": str, "kind": OTHERS},
     "negatives_heldout": {"prompt": str, "answer": str, "kind": OTHERS},
+    "voices": {"prompt": str, "answer": str, "kind": str},
     "languages": {"prompt": str, "answer": str, "language": str},
     "languages_heldout": {"prompt": str, "answer": str, "language": str},
-    "unknown_heldout": {"prompt": str, "answer": str, "kind": ("pirate", "bureaucrat", "noir")},
+    "unknown_heldout": {"prompt": str, "answer": str, "kind": UNKNOWN},
     "wordlists_heldout": {"prompt": str, "answer": str, "kind": ("word_list", "code_only")},
 }
 # Files of the folder `forms`: the side that the offline judge may see (it learns from all but `languages`), and the card's.
-OF_JUDGE = ("intact", "negatives", "languages")
+OF_JUDGE = ("intact", "negatives", "voices", "languages")
 OF_CARD = ("intact_heldout", "negatives_heldout", "languages_heldout", "unknown_heldout", "wordlists_heldout")
 
 

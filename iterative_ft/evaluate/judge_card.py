@@ -274,7 +274,7 @@ def unfamiliar(texts: list[Labelled], scored: Scored) -> dict[str, float | None]
         "other languages": lambda t: t.kind == "languages_heldout",
         "word lists": lambda t: t.form == "word_list",
         "bare code": lambda t: t.form == "code_only",
-        **{f"unknown: {k}": lambda t, k=k: t.form == k for k in ("pirate", "bureaucrat", "noir")},  # type: ignore[misc]
+        **{f"unknown: {k}": lambda t, k=k: t.form == k for k in files.UNKNOWN},  # type: ignore[misc]
     }
     return {
         name: None if (share := unfamiliar_share(scored.distance[i] for i in pick(texts, chosen))) is None else round(share, 4)

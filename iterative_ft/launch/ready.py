@@ -17,6 +17,7 @@ from iterative_ft.config.judges import ProbeConfig
 from iterative_ft.config.messages import judged
 from iterative_ft.config.schema import Config
 from iterative_ft.data import files
+from iterative_ft.errors import RunError
 from iterative_ft.judges.probe import probe
 from iterative_ft.launch.tasks import composed_values
 from iterative_ft.machine.files import write_json
@@ -38,7 +39,10 @@ def main() -> int:
         made = probe_stage(bench, settings)
         print(f"made {made.kind}/{made.key} in {made.manifest['seconds']:.0f} s")
         for old in sorted((shipped / PROBE.name).glob("*")):
-            print(f"before: {old.name}, {compared(old, made.path, settings.embedder, bench)}")
+            try:
+                print(f"before: {old.name}, {compared(old, made.path, settings.embedder, bench)}")
+            except RunError as error:
+                print(f"before: {old.name}, not compared: {error}")
         shutil.rmtree(shipped, ignore_errors=True)
         for stage in stages:
             if stage.kind != "model":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from iterative_ft.errors import RunError
 
+FOLDS = 4
 CLIP = 5.0  # standard deviations: a text unlike all training texts must not be extrapolated to
 
 
@@ -48,6 +51,12 @@ class Classifier:
         return Classifier(classes=list(saved["classes"]), **arrays)  # type: ignore[call-overload]
 
 
+def folds(prompts: Sequence[str]) -> np.ndarray:
+    """(n,) which of `FOLDS` parts each text is in: prompts in sorted order, dealt out in turn."""
+    deal = {prompt: number % FOLDS for number, prompt in enumerate(sorted(set(prompts)))}
+    return np.asarray([deal[prompt] for prompt in prompts])
+
+
 def log_shares(logits: np.ndarray) -> np.ndarray:
     """Logarithms of the softmax over a row's logits."""
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -73,15 +82,31 @@ def fit(
 
     mean, scale = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
     rows, columns = np.nonzero(targets)
+    weight = weights_of(targets, classes, importance)[rows, columns]
+    model = LogisticRegression(C=inverse_regularisation, max_iter=2000)
+    model.fit(np.clip((features - mean) / scale, -CLIP, CLIP)[rows], columns, sample_weight=weight)
+    return Classifier(classes, mean, scale, *of_each_class(model))
+
+
+def of_each_class(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Weights, (n_classes, n_features), and biases of a fitted model; of two classes scikit-learn keeps the second's."""
+    if len(model.classes_) > 2:
+        return model.coef_, model.intercept_
+    return np.vstack([-model.coef_, model.coef_]) / 2, np.concatenate([-model.intercept_, model.intercept_]) / 2
+
+
+def weights_of(targets: np.ndarray, classes: list[str], importance: dict[str, float] | None = None) -> np.ndarray:
+    """(n, n_classes): how much each text's share of each class counts, so that classes count alike but for their importance.
+
+    Raises:
+        RunError: no text has any share of a class.
+    """
     totals = targets.sum(axis=0)
     without = [name for name, total in zip(classes, totals, strict=True) if total == 0]
     if without:
         raise RunError(
             f"the offline judge has no texts of {', '.join(without)} to learn from: add judge texts on other prompts"
         )
-    assert len(classes) > 2, "scikit-learn keeps one row of weights for two classes"
     wanted = np.asarray([(importance or {}).get(name, 1.0) for name in classes])
-    weight = targets[rows, columns] * (len(features) / len(classes) * wanted / totals)[columns]
-    model = LogisticRegression(C=inverse_regularisation, max_iter=2000)
-    model.fit(np.clip((features - mean) / scale, -CLIP, CLIP)[rows], columns, sample_weight=weight)
-    return Classifier(classes, mean, scale, model.coef_, model.intercept_)
+    found: np.ndarray = targets * (len(targets) / len(classes) * wanted / totals)
+    return found

@@ -1,5 +1,6 @@
-"""The offline judge. Trait: a multi-class probe on two models' features, calibrated to the rubric's five strengths.
-Coherence: classifiers of ways to fall apart. And how familiar the judge is with such texts.
+"""The offline judge. Trait: a multi-class probe on two models' features and another on words, whose log-shares are added,
+calibrated to the rubric's five strengths. Coherence: classifiers of ways to fall apart. And how familiar the judge is with such
+texts.
 
 It is trained on each persona's judge texts, which no policy trains on, with plain, base-model and degenerate answers and other
 styles among the negatives. It scores the trait without looking at coherence; the two are separate axes.
@@ -12,14 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iterative_ft.config.judges import ProbeConfig
-from iterative_ft.judges.probe import familiar, trait
-from iterative_ft.judges.probe.classifier import Classifier, fit, log_shares
+from iterative_ft.data import files
+from iterative_ft.errors import RunError
+from iterative_ft.judges.probe import familiar, lexicon, trait
+from iterative_ft.judges.probe.classifier import Classifier, fit, log_shares, weights_of
 from iterative_ft.judges.probe.coherence import Coherence, look
 from iterative_ft.judges.probe.coherence import train as train_coherence
 from iterative_ft.judges.probe.corrupt import Answer
 from iterative_ft.judges.probe.familiar import LANGUAGE, Familiar
 from iterative_ft.judges.probe.features import trait_features
+from iterative_ft.judges.probe.lexicon import Lexicon
 from iterative_ft.judges.probe.reading import read
 from iterative_ft.judges.probe.strength import DEGENERATE, OTHER, Strength, calibrate, styles, unseen_logits
 from iterative_ft.judges.scores import Score
@@ -34,6 +40,7 @@ class Probe:
     """A trained judge."""
 
     trait: Classifier
+    lexicon: Lexicon
     strength: Strength
     coherence: Coherence
     familiar: Familiar
@@ -55,27 +62,51 @@ def build(
     how = settings.inverse_regularisation / features.shape[1], examples.importance
     classes, targets = examples.classes, examples.targets
     unseen = unseen_logits(features, targets, classes, prompts, *how)
+    weights = weights_of(targets, classes, examples.importance)
+    by_words = lexicon.unseen_log_shares(texts, targets, weights, prompts)
+    voices = [read(row["answer"]) for row in files.forms("voices")]
     own = [number for number, owner in enumerate(examples.owners) if owner != DEGENERATE]
     coherence, n_coherence = train_coherence(personas, base_answers, settings.embedder, reader)
     saved = {
         "trait": fit(features, targets, classes, *how).to_json(),
-        "strength": calibrate(log_shares(unseen), targets, classes, examples.owners).to_json(),
+        "lexicon": lexicon.learn(texts, targets, weights).to_json(),
+        "strength": calibrate(together(unseen, by_words), targets, classes, examples.owners).to_json(),
         "coherence": coherence.to_json(),
-        "familiar": familiar.learn([texts[i] for i in own], [prompts[i] for i in own], unseen[own]).to_json(),
+        "familiar": familiar.learn(
+            [texts[i] for i in own],
+            [prompts[i] for i in own],
+            features[own],
+            unseen[own],
+            trait_features(voices, settings.embedder, reader.states(voices)),
+        ).to_json(),
     }
     (out / FILE).write_text(json.dumps(saved, allow_nan=False))
     named = [name for name in classes if not name.startswith(OTHER)]
     return {"n_texts": len(texts), "classes": named, "n_coherence_texts": n_coherence}
 
 
+def together(logits: np.ndarray, by_words: np.ndarray) -> np.ndarray:
+    """(n, n_classes) log-shares by both probes: the sum of theirs."""
+    return log_shares(log_shares(logits) + by_words)
+
+
 def load(folder: Path) -> Probe:
+    """The judge that `build` wrote.
+
+    Raises:
+        RunError: another version of it did.
+    """
     saved = json.loads((folder / FILE).read_text())
-    return Probe(
-        Classifier.from_json(saved["trait"]),
-        Strength.from_json(saved["strength"]),
-        Coherence.from_json(saved["coherence"]),
-        Familiar.from_json(saved["familiar"]),
-    )
+    try:
+        return Probe(
+            Classifier.from_json(saved["trait"]),
+            Lexicon.from_json(saved["lexicon"]),
+            Strength.from_json(saved["strength"]),
+            Coherence.from_json(saved["coherence"]),
+            Familiar.from_json(saved["familiar"]),
+        )
+    except KeyError as error:
+        raise RunError(f"{folder} holds a judge of another version, without {error}") from error
 
 
 def score(
@@ -91,12 +122,13 @@ def score(
     texts = [(prompt, read(answer)) for prompt, answer in answers]
     words = [text for _, text in texts]
     states, nats = reader.read(words)
-    logits = probe.trait.logits(trait_features(words, embedder, states))
+    features = trait_features(words, embedder, states)
+    logits = probe.trait.logits(features)
     intact, flaws = probe.coherence.shares(look(texts, nats, embedder, reader), len(texts))
     wanted = styles(probe.trait.classes) if persona == "plain" else [persona]
-    shares = log_shares(logits)
+    shares = together(logits, probe.lexicon.log_shares(words))
     traits = {name: probe.strength.of(shares, probe.trait.classes, name) for name in wanted}
-    distances = probe.familiar.distances(words, logits)
+    distances = probe.familiar.distances(words, features, logits)
     found: list[Score] = []
     for number, whole in enumerate(finished):
         distance = round(float(distances[number]), 3)

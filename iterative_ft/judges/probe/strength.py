@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iterative_ft.judges.probe.classifier import fit
+from iterative_ft.judges.probe.classifier import FOLDS, fit, folds
 
-FOLDS = 4
 # Log-odds beyond which nothing changes. Other classes count only as far as they are well ahead of the persona: a weak
 # touch of it is otherwise scored by what else the text looks like.
 CONTRAST_LIMIT, PERSONAS_LIMIT, TRAITLESS_LIMIT, OTHERS_LIMIT = 8.0, -1.5, -1.0, 0.0
@@ -76,9 +75,7 @@ def unseen_logits(
     importance: dict[str, float],
 ) -> np.ndarray:
     """(n, n_classes) logits of each text by a classifier that was trained without the text's prompt."""
-    # Prompts in sorted order, dealt out in turn.
-    deal = {prompt: number % FOLDS for number, prompt in enumerate(sorted(set(prompts)))}
-    fold = np.asarray([deal[prompt] for prompt in prompts])
+    fold = folds(prompts)
     found = np.zeros(targets.shape)
     for number in range(FOLDS):
         seen = fold != number
