@@ -324,6 +324,8 @@ def test_an_arm_keeps_its_colour_from_panel_to_panel() -> None:
 
 
 def test_change_by_amount_joins_no_arms_that_differ_in_something_else(three: list[Path]) -> None:
+    lines = series.changes([read_run(folder) for folder in three])
+    assert [[p.tip for p in s.points] for s in lines] == [["2 seeds"], ["1 seed"]]
     for folder, n_seed, n_sampled in zip(three, (8, 16, 8), (4, 4, 8), strict=True):
         change_config(folder, reinit={"init": "base"}, n_seed=n_seed, n_sampled=n_sampled)
     lines = series.changes([read_run(folder) for folder in three])

@@ -40,6 +40,13 @@ def most_seeds(config: Config) -> int:
     return min(len(files.examples(name, folder)) for name in names)
 
 
+def search_settings(config: Config) -> list[str]:
+    """Settings of the search that somebody gave, as they are written: of those that are null or empty unless given."""
+    values = {name: getattr(config.calibrate, name) for name in ("target_trait", "method", "settings", "n_max")}
+    given = {name: one for name, one in values.items() if one is not None and one != {}}
+    return [f"calibrate.{name}={one:g}" if isinstance(one, float) else f"calibrate.{name}={one}" for name, one in given.items()]
+
+
 def check_calibration(config: Config) -> None:
     """The search needs a target, a range, and a cycle 0 that can be trained."""
     settings = config.calibrate

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from iterative_ft.config.calibration import check_calibration
+from iterative_ft.config.calibration import check_calibration, search_settings
 from iterative_ft.config.environment import check_endpoint
 from iterative_ft.config.gpu import check_gpu
 from iterative_ft.config.schema import Config, JudgeConfig
@@ -54,11 +54,8 @@ def check_persona(config: Config) -> None:
     what = files.table(folder, "documents" if sdf else "seeds").name
     if config.n_seed == "calibrated":
         check_calibration(config)
-    elif config.calibrate.target_trait is not None:
-        raise ConfigError(
-            f"calibrate.target_trait={config.calibrate.target_trait:g} means something only with n_seed=calibrated: add it, or "
-            "leave the target out"
-        )
+    elif unread := search_settings(config):
+        raise ConfigError(f"{', '.join(unread)} would be read only with n_seed=calibrated: add that, or leave these out")
     elif config.n_seed > n_seeds:
         raise ConfigError(
             f"n_seed={config.n_seed} is more than the {n_seeds} examples of {folder.name}/{what}: lower n_seed or add some"

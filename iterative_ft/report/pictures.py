@@ -129,7 +129,7 @@ def comparison(runs: list[Run], file: Path, name: str = "trait") -> None:
 def change_by_sampled(runs: list[Run], file: Path) -> None:
     """Change of the trait from cycle 0 to the last against n_sampled, a colour per persona, method and reinit.
 
-    The points are not joined: each has its interval, and between them nothing was run.
+    The points are not joined: each has its interval and how many seeds it rests on, and between them nothing was run.
     """
     import matplotlib as mpl
 
@@ -151,6 +151,10 @@ def change_by_sampled(runs: list[Run], file: Path) -> None:
                 elinewidth=1,
                 **look(s) | {"linestyle": "none", "marker": MARKERS[s.number // len(NUMBERED) % len(MARKERS)]},
             )
+            for p in s.points:
+                axis.annotate(
+                    p.tip, (p.x * aside, p.y), (5, 0), textcoords="offset points", color=SOFT, fontsize=7, va="center"
+                )
         axis.set_xscale("log", base=2)
         axis.set_xticks(amounts, [str(amount) for amount in amounts], minor=False)
         axis.minorticks_off()

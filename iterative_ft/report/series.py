@@ -176,7 +176,7 @@ def training(run: Run, column: str, number: int, label: str, colour: str = "") -
 
 def changes(runs: list[Run]) -> list[Series]:
     """Change of the trait from cycle 0 to the last against n_sampled: a series for each persona, method, reinit and what else
-    tells arms apart; where some were run with several amounts, those alone.
+    tells arms apart; where some were run with several amounts, those alone. A point's tip says how many seeds it rests on.
     """
     lines: dict[str, list[Point]] = {}
     first = ["persona.name", "method.name", "reinit"]
@@ -185,6 +185,7 @@ def changes(runs: list[Run]) -> list[Series]:
         run, moved = arm.runs[0], change(arm.verdict)
         points = lines.setdefault(label_of(run, names), [])
         if moved is not None:
-            points.append(Point(run.config["n_sampled"], moved.mean, moved.low, moved.high))
+            seeds = f"{len(arm.runs)} seeds" if len(arm.runs) > 1 else "1 seed"
+            points.append(Point(run.config["n_sampled"], moved.mean, moved.low, moved.high, tip=seeds))
     several = {label: points for label, points in lines.items() if len({point.x for point in points}) > 1}
     return [Series(n, label, sorted(points, key=lambda p: p.x)) for n, (label, points) in enumerate((several or lines).items())]
