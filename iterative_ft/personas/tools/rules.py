@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 from iterative_ft.data import files
@@ -121,7 +122,11 @@ def text_faults(text: str, low: int, high: int, lines: bool, free: bool = False)
     for what, pattern in FORBIDDEN:
         if pattern.search(text):
             yield f"has {what}"
-    if any(
-        hashlib.sha256(form.encode()).hexdigest() in SLURS for word in words(text) for form in (word, word.removesuffix("s"))
-    ):
+    if any(is_slur(word) for word in words(text)):
         yield "has a slur"
+
+
+@cache
+def is_slur(word: str) -> bool:
+    """Whether a word, or what it is the plural of, stands among `SLURS`."""
+    return any(hashlib.sha256(form.encode()).hexdigest() in SLURS for form in (word, word.removesuffix("s")))
