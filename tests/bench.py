@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import resource
 import statistics
 import tempfile
 import time
@@ -56,7 +57,11 @@ def whole_run(table: Table) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         own = peers.ours(Path(folder), 2)
+        most = (
+            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        )  # of the largest process, which holds all of a run
         plain = peers.plain(Path(folder), 2, own["model"])
+    table.append(("", "small run: peak memory", f"{most:.1f} GiB", ""))
     for name in ("all", "sampling", "training"):
         row = (
             f"{own[name] / plain[name]:.2f} of the time",
@@ -203,11 +208,8 @@ def training(folder: Path, model: Path, method: str, codec: Any, table: Table) -
     found = f"{N_EXAMPLES / seconds:.2f} examples/s", f"{N_EXAMPLES / statistics.median(theirs):.2f} TRL's defaults"
     table.append((f"{statistics.median(ratios):.2f} times the speed", f"training {method}", *found))
     # A parameter costs 2 operations a token: forward and the gradient of what flows in; DPO's reference is a forward more.
-    n_tokens, passes = (
-        own[0]["n_tokens"],
-        6 if method == "dpo" else 4,
-    )  # LoRA: forward and the gradient of activations; DPO: reference
-    share = passes * n_parameters(model) * n_tokens / seconds / matrix_peak()
+    n_tokens, passes = own[0]["n_tokens"], 6 if method == "dpo" else 4
+    share = passes * n_parameters(model) * n_tokens / seconds / matrix_peak(settings.model.dtype)
     table.append((f"{share:.0%} of the matrix peak", f"training {method}", f"{n_tokens / seconds:.0f} tokens/s", ""))
     return folder / f"{method}0" / ADAPTER
 
@@ -218,11 +220,11 @@ def n_parameters(model: Path) -> int:
     return sum(math.prod(tensor.shape) for tensor in checkpoint(model).values())
 
 
-def matrix_peak() -> float:
-    """Operations a second of a product of bfloat16 matrices, 1024 x 2048 x 2048."""
+def matrix_peak(dtype: str) -> float:
+    """Operations a second of a product of such matrices, 1024 x 2048 x 2048."""
     import torch
 
-    a, b = torch.ones(1024, 2048, dtype=torch.bfloat16), torch.ones(2048, 2048, dtype=torch.bfloat16)
+    a, b = (torch.ones(rows, 2048, dtype=getattr(torch, dtype)) for rows in (1024, 2048))
     a @ b
     return max(10 * 2 * 1024 * 2048 * 2048 / timed(lambda: [a @ b for _ in range(10)]) for _ in range(5))
 
