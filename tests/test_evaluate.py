@@ -232,9 +232,12 @@ def test_compare_puts_runs_into_one_table_and_one_report(
     for number, more in enumerate((["method=sft"], ["method=sft", "seed=1"], ["method=dpo"])):
         fake_run(*more, folder=f"sweep/{number}")
     remeasure(tmp_path / "sweep" / "0")
+    strange = tmp_path / "sweep" / "1" / "metrics.jsonl"
+    write_jsonl(strange, [row | ({"judge/not_validated": 1} if row.get("cycle") == 1 else {}) for row in read_jsonl(strange)])
     out = comparing.compare(task("task=compare", runs=str(tmp_path / "swee*"), out=str(tmp_path / "out")), "python evaluate.py")
     with (out / "compare.csv").open() as file:
         rows = list(csv.DictReader(file))
+    assert sorted(row["not validated"] for row in rows) == ["0", "0", "1", "1"]  # of the run, and of its arm
     assert len(rows) == 4  # three runs, and the two seeds of sft together
     assert [row["verdict"].endswith("(2 seeds)") for row in rows] == [False, False, False, True]
     assert {row["cycles"] for row in rows} == {"3"}

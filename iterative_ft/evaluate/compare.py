@@ -40,7 +40,11 @@ BY_CYCLE = {
     "examples trained on": ("data/n_examples", 1),
 }
 MOST_LINES = 9  # of runs in one picture: more are told apart by the arms' alone
-COLUMNS = ("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last", "invalid")
+COLUMNS = (
+    *("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last"),
+    *("invalid", "not validated"),
+)
+"""The last two count measurements: too many judge calls failed, and the judge was not validated on such texts."""
 
 
 def compare(task: Compare, command: str) -> Path:
@@ -245,6 +249,7 @@ def score_cells(rows: Sequence[MetricRow], verdict: Mapping[str, Any] | None, n_
         "coherence 0": cell(first, "coherence"),
         "coherence last": cell(last, "coherence"),
         "invalid": str(sum(bool(row.get("judge/invalid")) for row in rows)),
+        "not validated": str(sum(bool(row.get("judge/not_validated")) for row in rows)),
     }
 
 
