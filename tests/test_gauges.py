@@ -101,6 +101,17 @@ def test_branching_factor_caps_smooths_and_needs_three_answers() -> None:
     assert gauges.branching([]) == []
 
 
+def test_long_reading_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(forward, "BATCH_TOKENS", {"cpu": 4})
+    texts = [[1] * 4, [1] * 3, [1]]
+    assert [batch for batch, _ in forward.id_batches(texts, "cpu")] == [[0], [1], [2]]
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(forward, "TOLD_EVERY_S", 0.0)
+    assert len(list(forward.id_batches(texts, "cpu"))) == 3
+    told = capsys.readouterr().out.splitlines()
+    assert [line.split(",")[0] for line in told] == [f"the base model reads 3 texts: {n}%" for n in (50, 88)]
+
+
 def test_batches_hold_every_sequence_once_and_stay_small() -> None:
     lengths = [4000, 3, 900, 1000, 1100]
     found = forward.by_length(lengths, 2000)

@@ -6,6 +6,7 @@ kept: in float32 on a CPU, in the precision that it is trained in on a GPU, whic
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from iterative_ft.models.plain_text import PlainText
 STATE_TOKENS = 64  # of each text, where states alone are asked for; an answer of the embedded model has about that many
 DEPTHS = (1 / 2, 2 / 3)  # layers whose states are kept, as shares of all layers
 READ_TOKENS = 1024  # of each text that is read whole: more than the longest answer of any run that ships
+TOLD_EVERY_S = 60.0  # of reading: the judge card and a large file of answers take long
 BATCH_TOKENS = {"cpu": 512, "cuda": 2048}  # of one pass, padding included: on a CPU more is more padding and no faster
 
 Sequences = list[tuple[list[int], list[int]]]  # ids of a prompt and of what follows it
@@ -215,14 +217,24 @@ def plain_text(model: str, trust_remote_code: bool) -> PlainText:
 
 
 def id_batches(encoded: list[list[int]], device_name: str) -> Iterator[tuple[list[int], Any]]:
-    """Which sequences go together, and their ids (n, length); padding stands on the right, where no token looks at it."""
+    """Which sequences go together, and their ids (n, length); padding stands on the right, where no token looks at it.
+
+    Every `TOLD_EVERY_S` seconds it is said how far they are.
+    """
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
+    read, total = 0, sum(map(len, encoded))
+    began = told = time.monotonic()
     with torch.no_grad():  # longest first: each batch fits into the memory that the one before freed
         for batch in reversed(by_length([len(ids) for ids in encoded], BATCH_TOKENS[device_name])):
             ids = pad_sequence([torch.tensor(encoded[number]) for number in batch], batch_first=True)
             yield batch, ids.to(device_name)
+            read += sum(len(encoded[number]) for number in batch)
+            now = time.monotonic()
+            if now - told >= TOLD_EVERY_S and read < total:
+                told, left = now, (now - began) * (total - read) / read
+                print(f"the base model reads {len(encoded)} texts: {read / total:.0%}, {left / 60:.1f} min left", flush=True)
 
 
 # -- passes over prompts and what follows them --------------------------------------------------------------------------------
