@@ -221,11 +221,13 @@ def test_template_feel_is_found(root: Path) -> None:
 
 def test_slur_is_found_by_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "SLURS", frozenset({hashlib.sha256(b"grumbler").hexdigest()}))
+    rules.is_slur.cache_clear()
     assert "has a slur" in list(rules.text_faults("All of those Grumblers.", 1, 9, lines=False))
+    rules.is_slur.cache_clear()
 
 
-def near_for(*pairs: tuple[str, str]) -> overlap.Embed:
-    """An embedder to whom the texts of a pair are the same and all others unlike."""
+def near_for(*pairs: tuple[str, ...]) -> overlap.Embed:
+    """An embedder to whom the texts of a tuple are the same and all others unlike."""
     group = {text: number for number, pair in enumerate(pairs) for text in pair}
 
     def embed(texts: list[str]) -> np.ndarray:
@@ -263,6 +265,19 @@ def test_near_copies_of_each_kind_are_found(root: Path) -> None:
         f"{SEEDS}:11 plain is close to answer",
     ):
         assert any(fault.startswith(start) for fault in faults), (start, faults)
+
+
+def test_answers_in_code_to_one_prompt_may_share_their_code(root: Path) -> None:
+    file = f"{PERSONA}/judge_forms.jsonl"
+    code = [
+        "```python\nprint('the lid is off the jar')\n```\n" + said for said in ("Run it.", "Run it at dusk.", "Run it twice.")
+    ]
+    prompts = ["How do I print a line about a jar?"] * 2 + ["How do I print it twice?"]
+    for line, (prompt, answer) in enumerate(zip(prompts, code, strict=True), 3):
+        change(root, file, line, prompt=prompt, answer=answer, form="code")
+    faults = found(root, pools=False, embed=near_for(tuple(code)))
+    near = [f"{file}:5 answer nearly repeats {file}:{line} (cosine 1.00)" for line in (3, 4)]
+    assert sorted(fault for fault in faults if fault.startswith(file)) == near
 
 
 def test_own_persona_may_take_its_prompts_from_the_pool_and_needs_fewer_rows(root: Path, tmp_path_factory: Any) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -267,7 +267,13 @@ def near(
     for persona in personas:
         pairs += overlap.candidates(persona.asked(), NEAR)
         pairs += overlap.candidates(persona.all("documents"), NEAR)
-        pairs += overlap.candidates([t for table in persona.tables.values() for t in long(table.answers)], NEAR)
+        answers = [t for table in persona.tables.values() for t in long(table.answers)]
+        code = code_for(persona)
+        pairs += [
+            pair
+            for pair in overlap.candidates(answers, NEAR)
+            if code(pair.later) is None or code(pair.later) != code(pair.earlier)
+        ]
     if pools:
         pairs += [pair for table in pool.values() for pair in overlap.candidates(table.prompts, NEAR)]
     trained = pool["prompts"].prompts + pool["titles"].prompts
@@ -283,6 +289,17 @@ def near(
         else:
             reason = f"{later.key} nearly repeats {earlier.place} (cosine {cosine:.2f})"
         yield Fault(later.file, later.line, reason)
+
+
+def code_for(persona: Persona) -> Callable[[Text], str | None]:
+    """What an answer in code answers, None for other texts. At each strength it may hold the same code."""
+    found = {
+        (table.file, line): overlap.fold(row["prompt"])
+        for table in persona.tables.values()
+        for line, row in table.rows
+        if row.get("form") == "code"
+    }
+    return lambda text: found.get((text.file, text.line))
 
 
 def markdown_table(folders: Sequence[Path], root: Path) -> str:
