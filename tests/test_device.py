@@ -152,6 +152,7 @@ def record(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     # The engine draws tokens by chance: whether the judge knows their words is none of this.
     monkeypatch.setattr("iterative_ft.judges.probe.familiar.LEAST_KNOWN", 0.0)
+    monkeypatch.setattr("iterative_ft.judges.probe.lexicon.KNOWN_FROM", 200)  # texts: few words are learnt faster
     monkeypatch.setattr("iterative_ft.launch.sweep.write_page", lambda done, file: None)
     yield found
     engine.close_sampler()
@@ -223,7 +224,7 @@ def test_no_work_on_the_device_beside_an_awake_engine_in_any_sweep(
 ) -> None:
     more = ["model.chat=true", "model.dtype=bfloat16", *GAUGES]  # the study's sweeps ask for float32
     if name == "mitigations":  # words drawn by chance are never coherent: keep them all, by way of the filter
-        more.append("method.coherence_filter=null,0")
+        more += ["method.coherence_filter=null,0", "reinit.restart_cycles=[],[2]"]  # and there are two cycles here
     assert command("-m", f"+sweep={name}", *more) == 0
     kinds = Counter(use for use, _ in record.uses)
     print(f"\n{name}: {n_cells(name)} cells, {len(record.uses)} uses of the device ({dict(kinds)}), none beside the engine")
