@@ -404,6 +404,15 @@ def test_d8_the_advice_works(setting: str, said: str) -> None:
 # -- D12: Ctrl-C, terminals, and the guard ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["hydra.run.dir", "store"])
+def test_d8_a_folder_that_cannot_be_made_leaves_no_other(name: str, tmp_path: Path) -> None:
+    done = python([str(ROOT / "train.py"), *FAKE, f"{name}=/proc/nope/x"], cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {name}=/proc/nope/x cannot be made")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def interrupted(tmp_path: Path, delay_s: float, n: int) -> tuple[int, str]:
     """Exit code and stderr of a run that gets Ctrl-C so often."""
     command = [

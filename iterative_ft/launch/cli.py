@@ -37,7 +37,7 @@ from iterative_ft.launch.compose import (
     register_sweeps,
     register_yaml,
 )
-from iterative_ft.launch.folders import check_folder, made, run_folder
+from iterative_ft.launch.folders import all_or_none, check_folder, made, run_folder
 from iterative_ft.launch.guard import failed, guarded, reason
 from iterative_ft.launch.quoting import command_text, override
 from iterative_ft.machine.libraries import prepare_libraries
@@ -131,10 +131,11 @@ def in_folder(main: Callable[[], None], line: CommandLine, configs: list[Config]
     check_folder(name, path, stores)
     if given:
         free(path)
-    for store in stores:
-        made("store", store)
     existed = path.exists()
-    folder = run_folder(path, given)
+    with all_or_none(*stores, path):
+        for store in stores:
+            made("store", store)
+        folder = run_folder(name, path, given)
     try:
         with held(folder):
             sys.argv.append(override(name, str(folder)))

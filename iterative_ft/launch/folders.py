@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from iterative_ft.errors import ConfigError
@@ -35,17 +36,32 @@ def check_folder(name: str, folder: Path, stores: Sequence[Path]) -> None:
         raise ConfigError(f"{name}={folder}: its name is longer than 255 bytes: give a shorter one")
 
 
-def run_folder(wanted: Path, given: bool) -> Path:
+def run_folder(name: str, wanted: Path, given: bool) -> Path:
     """The folder of this command, taken for it.
 
     Args:
+        name: the setting that names it.
         given: the user named it: to go on in, where no living process works there. Else it is a new one, but for a job that
             Slurm has started again: that goes on in its own.
     """
     if given:
-        return made("the folder", wanted)
-    made("the folder", wanted.parent)
+        return made(name, wanted)
+    made(name, wanted.parent)
     return resumed(wanted.parent) or new_folder(wanted)
+
+
+@contextmanager
+def all_or_none(*folders: Path) -> Iterator[None]:
+    """Where the inside ends with an error, the folders on the way to these that were not there before are taken away again."""
+    ways = {path for folder in folders for path in (folder.absolute(), *folder.absolute().parents)}
+    new = [path for path in ways if not os.path.exists(path)]
+    try:
+        yield
+    except BaseException:
+        for path in sorted(new, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):
+                path.rmdir()  # of one that somebody uses by now nothing is lost
+        raise
 
 
 def made(name: str, folder: Path) -> Path:
