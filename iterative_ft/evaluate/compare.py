@@ -44,7 +44,7 @@ COLUMNS = (
     *("run", "judge", "cycles", "base", "cycle 0", "last", "change", "verdict", "coherence 0", "coherence last"),
     *("invalid", "not validated"),
 )
-"""The last two count measurements: too many judge calls failed, and the judge was not validated on such texts."""
+"""The last two count cycles, of an arm those of any seed: too many judge calls failed, or the judge was not validated there."""
 
 
 def compare(task: Compare, command: str) -> Path:
