@@ -325,9 +325,8 @@ def test_a_wrong_checkpoint_fails(engine: Any, two_policies: list[Policy], monke
     assert engine.load(two).share < engine.settings.canary_max_share  # and the engine still works
 
 
-@pytest.mark.parametrize(
-    "how", [pytest.param("renamed", marks=pytest.mark.slow), pytest.param("missing", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["renamed", "missing"])
 def test_a_checkpoint_with_a_weight_renamed_or_missing_fails(
     engine: Any, embedded_model: Path, two_policies: list[Policy], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 ) -> None:
