@@ -94,7 +94,7 @@ def test_a_run_is_judged_again_through_vllms_openai_server(scale: int, server_ur
         assert (answer["failure"] is None) == (answer["coherence"] is not None)
         assert answer["failure"] is None or answer["failure"].split("_")[0] in ("trait", "coherence")
         assert not any(word in str(answer["failure"]) for word in ("http", "connection", "timeout", "malformed", "logprobs"))
-        assert answer["judge"].startswith("api tiny@")
+        assert answer["judge"].startswith("api tiny#"), "an endpoint's fingerprint tells no judges apart"
         assert answer["trait"] is None or 0 <= answer["trait"] <= 100
     result = json.loads((folder / "result.json").read_text())
     stages = [s for s in result["stages"] if s["kind"] == "replies"]
