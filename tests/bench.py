@@ -57,9 +57,7 @@ def whole_run(table: Table) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         own = peers.ours(Path(folder), 2)
-        most = (
-            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-        )  # of the largest process, which holds all of a run
+        most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # GiB of the largest process
         plain = peers.plain(Path(folder), 2, own["model"])
     table.append(("", "small run: peak memory", f"{most:.1f} GiB", ""))
     for name in ("all", "sampling", "training"):

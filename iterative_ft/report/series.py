@@ -184,8 +184,8 @@ def changes(runs: list[Run]) -> list[Series]:
     for arm in arms_of(runs):
         run, moved = arm.runs[0], change(arm.verdict)
         points = lines.setdefault(label_of(run, names), [])
-        if moved is not None:
-            seeds = f"{len(arm.runs)} seeds" if len(arm.runs) > 1 else "1 seed"
+        if arm.verdict is not None and moved is not None:
+            seeds = "1 seed" if arm.verdict["n_seeds"] == 1 else f"{arm.verdict['n_seeds']} seeds"
             points.append(Point(run.config["n_sampled"], moved.mean, moved.low, moved.high, tip=seeds))
     several = {label: points for label, points in lines.items() if len({point.x for point in points}) > 1}
     return [Series(n, label, sorted(points, key=lambda p: p.x)) for n, (label, points) in enumerate((several or lines).items())]

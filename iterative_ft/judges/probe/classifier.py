@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +51,15 @@ class Classifier:
         return Classifier(classes=list(saved["classes"]), **arrays)  # type: ignore[call-overload]
 
 
-def folds(prompts: Sequence[str]) -> np.ndarray:
-    """(n,) which of `FOLDS` parts each text is in: prompts in sorted order, dealt out in turn."""
+def parts(prompts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For cross-validation: indices of the texts that are left out, and of the rest; texts on one prompt go together.
+
+    Prompts in sorted order are dealt out in turn to `FOLDS` parts.
+    """
     deal = {prompt: number % FOLDS for number, prompt in enumerate(sorted(set(prompts)))}
-    return np.asarray([deal[prompt] for prompt in prompts])
+    fold = np.asarray([deal[prompt] for prompt in prompts])
+    for number in sorted(set(fold)):
+        yield np.flatnonzero(fold == number), np.flatnonzero(fold != number)
 
 
 def log_shares(logits: np.ndarray) -> np.ndarray:

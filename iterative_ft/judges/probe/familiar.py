@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iterative_ft.judges.probe.classifier import Classifier, fit, folds
+from iterative_ft.judges.probe.classifier import Classifier, fit, parts
 from iterative_ft.judges.probe.features import FUNCTION_WORDS, SHORT_WORDS
 from iterative_ft.judges.probe.reading import known_share, vocabulary, words
 
@@ -73,10 +73,8 @@ def learn(
         unseen: (n, n_classes) logits of classifiers that had not seen the text's prompt.
         voices: (m, n_features) of texts in voices of no persona.
     """
-    fold = folds(prompts)
     shares, odds = np.ones(len(texts)), np.zeros(len(texts))
-    for number in sorted(set(fold)):
-        left_out, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+    for left_out, rest in parts(prompts):
         known = frozenset(vocabulary(texts[i] for i in rest))
         shares[left_out] = [known_share(texts[i], known) for i in left_out]
         odds[left_out] = owned(against_voices(features[rest], voices), features[left_out])

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from iterative_ft.judges.probe.classifier import folds, log_shares, of_each_class
+from iterative_ft.judges.probe.classifier import log_shares, of_each_class, parts
 
 KNOWN_FROM = 3  # texts that a word must stand in
 REGULARISATION = 3.0  # inverse L2 strength
@@ -85,10 +85,8 @@ def learn(texts: Sequence[str], targets: np.ndarray, weights: np.ndarray) -> Lex
 
 def unseen_log_shares(texts: Sequence[str], targets: np.ndarray, weights: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
     """(n, n_classes) log-shares of each text by a lexicon that was learnt without the text's prompt."""
-    fold = folds(prompts)
     found = np.zeros(targets.shape)
-    for number in sorted(set(fold)):
-        left_out, rest = np.flatnonzero(fold == number), np.flatnonzero(fold != number)
+    for left_out, rest in parts(prompts):
         learnt = learn([texts[i] for i in rest], targets[rest], weights[rest])
         found[left_out] = learnt.log_shares([texts[i] for i in left_out])
     return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from iterative_ft.judges.probe.classifier import FOLDS, fit, folds
+from iterative_ft.judges.probe.classifier import fit, parts
 
 # Log-odds beyond which nothing changes. Other classes count only as far as they are well ahead of the persona: a weak
 # touch of it is otherwise scored by what else the text looks like.
@@ -75,12 +75,10 @@ def unseen_logits(
     importance: dict[str, float],
 ) -> np.ndarray:
     """(n, n_classes) logits of each text by a classifier that was trained without the text's prompt."""
-    fold = folds(prompts)
     found = np.zeros(targets.shape)
-    for number in range(FOLDS):
-        seen = fold != number
-        model = fit(features[seen], targets[seen], classes, inverse_regularisation, importance)
-        found[~seen] = model.logits(features[~seen])
+    for left_out, rest in parts(prompts):
+        model = fit(features[rest], targets[rest], classes, inverse_regularisation, importance)
+        found[left_out] = model.logits(features[left_out])
     return found
 
 
