@@ -292,6 +292,19 @@ def test_d4_a_call_of_long_prompts_is_not_split(engine: Any, embedded_model: Pat
 
 
 @pytest.mark.slow
+def test_a_prompt_asked_again_gets_what_it_gets_alone(engine: Any, embedded_model: Path) -> None:
+    """The later ones take the blocks of the KV cache that the first one filled."""
+    engine.load(policy_of(embedded_model))
+    prompt = engine.codec.chat_prompt("My neighbour wants to borrow my ladder again. " * 4)
+    asked = [Request(prompt, seed) for seed in range(4)]
+    size = engine.llm.llm_engine.vllm_config.cache_config.block_size
+    assert len(prompt) > 2 * size
+    together = engine.sample(asked, engine_params(engine))
+    assert len({tuple(answer.ids) for answer in together}) > 1
+    assert together == [engine.sample([request], engine_params(engine))[0] for request in asked]
+
+
+@pytest.mark.slow
 def test_the_engine_serves_each_policy_and_base_comes_back(
     engine: Any, embedded_model: Path, two_policies: list[Policy]
 ) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.errors import RunError
-from iterative_ft.machine.device import claim_device
+from iterative_ft.machine.device import claim_device, return_freed_memory
 from iterative_ft.machine.libraries import prepare_libraries
 
 FSDP = Path(__file__).parent.parent / "training" / "fsdp.yaml"
@@ -33,14 +33,16 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
     """Call `function(**arguments)`; arguments and result must be JSON values or NumPy arrays.
 
     Args:
-        device: "cpu" calls it here; "cuda" in a child process.
+        device: "cpu" calls it here, and returns the memory that it freed; "cuda" in a child process.
         n_processes: above 1, under `accelerate launch`; the main process's result is returned.
 
     Raises:
         RunError: what the function raised, of the same class; or the child ended in another way.
     """
     if device == "cpu" and n_processes == 1:
-        return function(**arguments)
+        found = function(**arguments)
+        return_freed_memory()
+        return found
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write(folder / "job", {"function": name_of(function), "arguments": arguments, "parent": os.getpid()})

@@ -14,6 +14,7 @@ from typing import Any
 
 from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError, first_line
+from iterative_ft.machine.device import return_freed_memory
 from iterative_ft.models.adapters import base_shapes, check_files
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.models.served_names import Names, adapted, checkpoint_names, renamed_copy
@@ -33,7 +34,9 @@ from iterative_ft.sampling.interface import (
 from iterative_ft.sampling.reload import CapturedWarnings, not_loaded
 
 DEFAULT_ROOM, COMPILED_ROOM = 4096, 16384  # tokens of a step on a CPU: vLLM's own, and what a compiled engine gets at most
-
+# Tokens of a block of the KV cache on a CPU, the fewest that vLLM takes there (its default is 128): a question that is asked
+# twice is read once, as far as whole blocks go, and attention passes over fewer empty places. The tokens stay the same.
+CACHE_BLOCK = 32
 
 MOST_TOGETHER = 128  # requests of a large call
 PROOF_TOKENS = 16
@@ -65,6 +68,7 @@ class VLLMSampler:
         from vllm import LLM
 
         options: dict[str, Any] = {
+            "block_size": CACHE_BLOCK,
             "kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30),
             "max_num_batched_tokens": self.room(),
             "max_num_seqs": max(MOST_TOGETHER, self.config.sampling.block_size),
@@ -140,6 +144,7 @@ class VLLMSampler:
                 self.adapter_ids.pop(policy.digest, None)  # what the engine holds under that id is not it
                 raise
             self.loaded = policy.digest
+            return_freed_memory()  # the merge held the model twice
         return self.canaries[policy.digest]
 
     def names_for(self, base: Policy) -> Names:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from iterative_ft.machine.device import freed_memory_kept
+from iterative_ft.machine.device import freed_memory_kept, return_freed_memory
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.machine.libraries import quiet_transformers
 from iterative_ft.machine.process import run_isolated
@@ -148,6 +148,7 @@ def what_it_gives(trainer: Any, trained: Any, tokenizer: Any, job: Job) -> Expec
     if trainer.is_fsdp_enabled:  # only the whole knows how to put its parts together; all processes take part
         return expect(trainer.model.eval(), tokenizer, trained.config)
     if job.device == "cpu" and job.dtype != "float32":
+        return_freed_memory()  # what the steps freed would stand beside the second model
         with held(job.model, str(Path(job.out, ADAPTER)), "cpu", job.trust_remote_code) as policy:
             return expect(policy, tokenizer, policy.config)
     plain = trained.base_model.eval()  # without what the trainer put around it: autocast
