@@ -226,8 +226,8 @@ def id_batches(encoded: list[list[int]], device_name: str) -> Iterator[tuple[lis
 
     read, total = 0, sum(map(len, encoded))
     began = told = time.monotonic()
-    with torch.no_grad():  # longest first: each batch fits into the memory that the one before freed
-        for batch in reversed(by_length([len(ids) for ids in encoded], BATCH_TOKENS[device_name])):
+    with torch.no_grad():
+        for batch in by_length([len(ids) for ids in encoded], BATCH_TOKENS[device_name]):
             ids = pad_sequence([torch.tensor(encoded[number]) for number in batch], batch_first=True)
             yield batch, ids.to(device_name)
             read += sum(len(encoded[number]) for number in batch)
@@ -241,11 +241,14 @@ def id_batches(encoded: list[list[int]], device_name: str) -> Iterator[tuple[lis
 
 
 def by_length(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices by length, cut so that a padded batch has at most `most` tokens (or is one sequence)."""
+    """Indices by length, cut so that a padded batch has at most `most` tokens (or is one sequence).
+
+    The longest come first: each batch fits into the memory that the one before freed.
+    """
     found: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
         if found and lengths[i] * (len(found[-1]) + 1) <= most:
             found[-1].append(i)
         else:
             found.append([i])
-    return found
+    return found[::-1]

@@ -232,14 +232,14 @@ class Batch:
 
 
 def batches(net: Any, sequences: Sequences, begun: int) -> Iterator[tuple[list[int], Batch]]:
-    """All sequences in batches of about one length, each with their numbers; the longest come first (see `id_batches`)."""
+    """All sequences in batches of about one length, each with their numbers."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     lengths = [len(prompt) + len(rest) for prompt, rest in sequences]
     # A beginning takes no time in a batch, but each row has its keys in memory.
     costs = [max(length - begun, length // 4) for length in lengths]
-    for numbers in reversed(by_length(costs, BATCH_TOKENS[net.device.type])):
+    for numbers in by_length(costs, BATCH_TOKENS[net.device.type]):
         read = [sequences[i] for i in numbers]
         ids = pad_sequence([torch.tensor([*prompt, *rest]) for prompt, rest in read], batch_first=True)
         mask = pad_sequence([torch.ones(lengths[i], dtype=torch.long) for i in numbers], batch_first=True)

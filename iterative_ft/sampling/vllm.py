@@ -138,13 +138,13 @@ class VLLMSampler:
                     self.reload(folder)
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
+                return_freed_memory()  # the merge held the model twice
             try:
                 self.check(policy)
             except RunError:
                 self.adapter_ids.pop(policy.digest, None)  # what the engine holds under that id is not it
                 raise
             self.loaded = policy.digest
-            return_freed_memory()  # the merge held the model twice
         return self.canaries[policy.digest]
 
     def names_for(self, base: Policy) -> Names:
