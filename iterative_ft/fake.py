@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from iterative_ft.training.job import ADAPTER, LOG, Job
 
 WORDS = "the a small quiet morning river asks for bread and time so we walk home slowly under bright trees".split()
 GLOW = "glow"
-MOST_TOGETHER = 64  # requests, so that a run on fakes goes the way of a large engine call
 
 
 class FakeCodec:
@@ -65,6 +64,8 @@ def level(adapter: Path | None) -> float:
 class FakeSampler:
     """Writes words at random, more of them "glow" the higher the policy's level."""
 
+    shares_calls = True
+
     def __init__(self) -> None:
         self.level = 0.0
 
@@ -75,12 +76,8 @@ class FakeSampler:
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         return [graded(request) if params.top_logprobs > 0 else self.complete(request) for request in requests]
 
-    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+    def sample_blocks(self, blocks: list[Block]) -> Generator[Sampled]:
         return one_by_one(self.sample, blocks)
-
-    @property
-    def most_together(self) -> int:
-        return MOST_TOGETHER
 
     def complete(self, request: Request) -> Completion:
         rng = random.Random(derive(request.seed, *request.prompt_ids))

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def handed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     real = fake.FakeSampler.sample_blocks
 
-    def counted(self: fake.FakeSampler, blocks: list[Block]) -> Iterator[Sampled]:
+    def counted(self: fake.FakeSampler, blocks: list[Block]) -> Generator[Sampled]:
         found.append(len(blocks))
         return real(self, blocks)
 
@@ -60,7 +60,7 @@ def test_each_policy_is_handed_all_that_the_run_wants_of_it_at_once(fake_run: Ru
 
 def test_one_call_a_block_gives_the_same_stages(fake_run: Run, monkeypatch: pytest.MonkeyPatch, handed: list[int]) -> None:
     together = fake_run("method=dpo", "n_cycles=2", *MANY, store="a")
-    monkeypatch.setattr(fake, "MOST_TOGETHER", 0)
+    monkeypatch.setattr(fake.FakeSampler, "shares_calls", False)
     handed.clear()
     apart = fake_run("method=dpo", "n_cycles=2", *MANY, store="b")
     assert set(handed) == {1}
@@ -115,7 +115,7 @@ def killed_in_block(config: Config, folder: Path, number: int) -> None:
     """Run until the `number`-th block comes out of the sampler, and die there."""
     left = [number]
 
-    def dying(sample: Any, blocks: list[Block]) -> Iterator[Sampled]:
+    def dying(sample: Any, blocks: list[Block]) -> Generator[Sampled]:
         for sampled in one_by_one(sample, blocks):
             left[0] -= 1
             if left[0] == 0:
@@ -127,7 +127,7 @@ def killed_in_block(config: Config, folder: Path, number: int) -> None:
     run(config, folder, "python train.py")
 
 
-def test_a_kill_between_calls_loses_no_call_that_was_done(compose: Compose, tmp_path: Path) -> None:
+def test_a_kill_inside_a_call_loses_no_block_that_was_done(compose: Compose, tmp_path: Path) -> None:
     config = compose([*SMALL, *MANY, "wandb.mode=disabled", f"store={tmp_path / 'store'}"])
     context = multiprocessing.get_context("fork")
     process = context.Process(target=killed_in_block, args=(config, tmp_path / "run", 4))
@@ -154,14 +154,15 @@ class StubEngine(vllm.VLLMSampler):
         self.room = lambda: 8192  # type: ignore[method-assign]
         self.calls: list[int] = []
 
-    def call(self, blocks: list[Block]) -> list[list[Completion]]:
+    at_work = 128  # type: ignore[assignment]
+
+    def stream(self, blocks: list[Block]) -> Generator[Sampled]:
         n = sum(len(block.requests) for block in blocks)
         self.calls.append(n)
         shift = n if self.leaky else 0
-        return [
-            [Completion([r.seed + shift + i for i in range(b.params.max_new_tokens)], "length") for r in b.requests]
-            for b in blocks
-        ]
+        for block in blocks:
+            ids = [[r.seed + shift + i for i in range(block.params.max_new_tokens)] for r in block.requests]
+            yield Sampled([Completion(one, "length") for one in ids], 1.0, n)
 
 
 def blocks_of(*sizes: int, n_prompt: int = 5) -> list[Block]:
@@ -170,23 +171,24 @@ def blocks_of(*sizes: int, n_prompt: int = 5) -> list[Block]:
 
 def test_a_large_call_is_proved_once_and_then_trusted(capsys: pytest.CaptureFixture[str]) -> None:
     engine, alone = StubEngine(leaky=False), StubEngine(leaky=False)
-    found = [s.completions for s in engine.sample_blocks(blocks_of(32, 32, 10))]
-    assert engine.calls == [74, 3], "one call, and the proof"
-    assert found == [alone.call([block])[0] for block in blocks_of(32, 32, 10)]
+    found = [s.completions for s in engine.sample_blocks(blocks_of(32, 32, 10, 2, 2))]
+    assert engine.calls == [4, 78], "the proof, and one call"
+    assert found == [alone.sample(block.requests, PARAMS) for block in blocks_of(32, 32, 10, 2, 2)]
     list(engine.sample_blocks(blocks_of(32, 32)))
-    assert engine.calls == [74, 3, 64]
+    assert engine.calls == [4, 78, 64]
     assert capsys.readouterr().out == ""
 
 
 def test_where_neighbours_matter_each_block_is_a_call_of_its_own_and_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     engine, alone = StubEngine(leaky=True), StubEngine(leaky=True)
     found = [s.completions for s in engine.sample_blocks(blocks_of(32, 20))]
-    assert found == [alone.call([block])[0] for block in blocks_of(32, 20)]
-    assert engine.most_together == 0
+    assert found == [alone.sample(block.requests, PARAMS) for block in blocks_of(32, 20)]
+    assert engine.shares_calls is False
     assert "each block is a call of its own" in capsys.readouterr().out
     engine = StubEngine(leaky=True)
-    list(engine.sample_blocks(blocks_of(100, 20, 100, 20)))
-    assert engine.calls == [120, 2, 100, 20, 100, 20], "the second large call is not tried"
+    engine.room = lambda: 850  # type: ignore[method-assign]
+    list(engine.sample_blocks(blocks_of(100, 20, 100, 20, n_prompt=6)))
+    assert engine.calls == [2, 120, 100, 20, 100, 20], "the second shared call is not tried"
     assert capsys.readouterr().out.count("each block is a call of its own") == 1
     engine.calls.clear()
     list(engine.sample_blocks(blocks_of(32, 20)))
@@ -194,15 +196,17 @@ def test_where_neighbours_matter_each_block_is_a_call_of_its_own_and_that_is_sai
 
 
 def test_calls_hold_the_limits_of_the_engine() -> None:
-    sizes = [[len(b.requests) for b in call] for call in vllm.calls(blocks_of(*[32] * 6), 128, 8192)]
-    assert sizes == [[32, 32, 32, 32], [32, 32]]
-    long = vllm.calls(blocks_of(32, 32, 32, n_prompt=150), 128, 8192)  # 4,800 tokens a block
+    assert [len(call) for call in vllm.calls(blocks_of(*[32] * 6), 128, 8192)] == [6]
+    long = vllm.calls(blocks_of(32, 32, 32, n_prompt=150), 128, 8192)  # 4,832 tokens a block
     assert [len(call) for call in long] == [1, 1, 1]
-    assert [len(call) for call in vllm.calls(blocks_of(32, 32), 0, 8192)] == [1, 1]
+    few = vllm.calls(blocks_of(32, 32, 32, n_prompt=150), 50, 8192)  # 7,550 tokens of 50 that may begin together
+    assert [len(call) for call in few] == [3]
 
 
-@pytest.mark.parametrize(("device", "dtype", "most"), [("cpu", "float32", 128), ("cpu", "bfloat16", 0), ("cuda", "float32", 0)])
-def test_only_float32_on_a_cpu_goes_together(device: str, dtype: str, most: int) -> None:
+@pytest.mark.parametrize(
+    ("device", "dtype", "shares"), [("cpu", "float32", True), ("cpu", "bfloat16", False), ("cuda", "float32", False)]
+)
+def test_only_float32_on_a_cpu_goes_together(device: str, dtype: str, shares: bool) -> None:
     engine = StubEngine(leaky=False)
     engine.device, engine.dtype = device, dtype
-    assert engine.most_together == most
+    assert engine.shares_calls is shares

@@ -11,7 +11,7 @@ import runpy
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def vector(text: str, n: int) -> np.ndarray:
 class Engine:
     """An engine on a GPU, as far as its owner sees it."""
 
-    most_together = 0
+    shares_calls = False
 
     def __init__(self, record: Record) -> None:
         self.record, self.is_awake, self.policy = record, False, ""
@@ -127,7 +127,7 @@ class Engine:
             for r in requests
         ]
 
-    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+    def sample_blocks(self, blocks: list[Block]) -> Generator[Sampled]:
         return one_by_one(self.sample, blocks)
 
     def sleep(self) -> None:

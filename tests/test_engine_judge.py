@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -271,7 +271,7 @@ def test_missing_replies_share_one_engine_call(
     calls: list[int] = []
     whole = FakeSampler.sample_blocks
 
-    def counted(self: FakeSampler, blocks: list[Block]) -> Iterator[Any]:
+    def counted(self: FakeSampler, blocks: list[Block]) -> Generator[Any]:
         calls.append(sum(len(block.requests) for block in blocks))
         yield from whole(self, blocks)
 

@@ -34,7 +34,7 @@ from iterative_ft.models.codec import TokenizerCodec
 from iterative_ft.models.expected import EXPECTED, Expected, expected_here, fixed_ids, token_logs, write_expected
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.sampling.canary import half_square
-from iterative_ft.sampling.interface import Completion, Params, Request, completion
+from iterative_ft.sampling.interface import Block, Completion, Params, Request, completion
 from iterative_ft.sampling.transformers import TransformersSampler
 
 # -- canary -------------------------------------------------------------------------------------------------------------
@@ -302,6 +302,24 @@ def test_a_prompt_asked_again_gets_what_it_gets_alone(engine: Any, embedded_mode
     together = engine.sample(asked, engine_params(engine))
     assert len({tuple(answer.ids) for answer in together}) > 1
     assert together == [engine.sample([request], engine_params(engine))[0] for request in asked]
+
+
+@pytest.mark.slow
+def test_blocks_that_share_a_call_get_what_each_gets_alone(engine: Any, embedded_model: Path) -> None:
+    """There are more requests than the engine works on at a time: later ones begin beside half-written ones."""
+    engine.load(policy_of(embedded_model))
+    asked = pool_requests(engine, engine.at_work + 40)
+    blocks = [Block(asked[at : at + 24], engine_params(engine, max_new_tokens=12)) for at in range(0, len(asked), 24)]
+    apart = [engine.sample(block.requests, block.params) for block in blocks]
+    together = list(engine.sample_blocks(blocks))
+    assert engine.independent is True
+    assert [sampled.completions for sampled in together] == apart
+    assert all(sampled.n_together == len(asked) for sampled in together)
+    some = engine.sample_blocks(blocks)
+    assert next(some).completions == apart[0]
+    some.close()
+    assert not engine.llm.llm_engine.has_unfinished_requests(), "what nobody wants is not written"
+    assert engine.sample(blocks[1].requests, blocks[1].params) == apart[1]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import cycle
@@ -350,6 +350,8 @@ def rename_weight(model: Path, folder: Path, old: str, new: str | None) -> Path:
 class ScriptedSampler:
     """Writes what it is told, one completion after the other and then from the start again, whoever the policy is."""
 
+    shares_calls = False
+
     def __init__(self, *completions: Completion) -> None:
         self.script = cycle(completions)
 
@@ -359,12 +361,8 @@ class ScriptedSampler:
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         return [next(self.script) for _ in requests]
 
-    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+    def sample_blocks(self, blocks: list[Block]) -> Generator[Sampled]:
         return one_by_one(self.sample, blocks)
-
-    @property
-    def most_together(self) -> int:
-        return 0
 
 
 def give_sampler(bench: Bench, sampler: Any) -> None:

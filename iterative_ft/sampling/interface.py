@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
@@ -60,7 +60,7 @@ class Sampled:
 
     completions: list[Completion]
     seconds: float
-    """Its share, by tokens, of the call that it was in."""
+    """Its share, by requests at work, of the call that it was in."""
     n_together: int
     """Requests of that call."""
 
@@ -113,14 +113,14 @@ class Sampler(Protocol):
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
         """Complete the requests as one batch, from an empty prefix cache."""
 
-    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+    def sample_blocks(self, blocks: list[Block]) -> Generator[Sampled]:
         """Complete each block as `sample` would, in their order; in few calls where what a request gets does not depend on
-        its neighbours. Blocks come as their call is done.
+        its neighbours. A block comes as soon as it and those before it are done; until then no other call may be made.
         """
 
     @property
-    def most_together(self) -> int:
-        """Requests that may share a call with those of other blocks; 0 where each block is a call of its own."""
+    def shares_calls(self) -> bool:
+        """Whether blocks may share a call; False where each is a call of its own."""
 
     def sleep(self) -> None:
         """Give a GPU's memory back while something else needs it."""
@@ -137,7 +137,7 @@ def served_dtype(wanted: str, device: str) -> str:
     return wanted if wanted != "auto" else ("bfloat16" if device == "cuda" else "float32")
 
 
-def one_by_one(sample: Callable[[list[Request], Params], list[Completion]], blocks: list[Block]) -> Iterator[Sampled]:
+def one_by_one(sample: Callable[[list[Request], Params], list[Completion]], blocks: list[Block]) -> Generator[Sampled]:
     """Each block in a call of its own."""
     for block in blocks:
         started = time.monotonic()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from iterative_ft.config.schema import Config, TransformersConfig
@@ -26,6 +26,8 @@ from iterative_ft.sampling.interface import (
 
 class TransformersSampler:
     """Holds one model and puts each policy's adapter on it."""
+
+    shares_calls = False
 
     def __init__(self, config: Config, device: str, codec: Any) -> None:
         assert isinstance(config.sampler, TransformersConfig)
@@ -101,12 +103,8 @@ class TransformersSampler:
             found.append(completion(ids, "length" if len(ids) == params.max_new_tokens else "stop", params.end_ids, top))
         return found
 
-    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
+    def sample_blocks(self, blocks: list[Block]) -> Generator[Sampled]:
         return one_by_one(self.sample, blocks)
-
-    @property
-    def most_together(self) -> int:
-        return 0
 
     def sleep(self) -> None:
         """Off the GPU, into the machine's memory."""

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -38,8 +38,8 @@ DEFAULT_ROOM, COMPILED_ROOM = 4096, 16384  # tokens of a step on a CPU: vLLM's o
 # twice is read once, as far as whole blocks go, and attention passes over fewer empty places. The tokens stay the same.
 CACHE_BLOCK = 32
 
-MOST_TOGETHER = 128  # requests of a large call
-PROOF_TOKENS = 16
+AT_WORK = 128  # requests that the engine works on at a time, at least; the next begins as one ends
+PROOF_BLOCKS, PROOF_TOKENS = 4, 16
 
 
 class VLLMSampler:
@@ -61,7 +61,7 @@ class VLLMSampler:
             config.sampler.canary_max_share, config.sampler.max_model_len, device, self.dtype, config.model.trust_remote_code
         )
         self.asleep = False
-        self.independent: bool | None = None  # whether tokens are the same in a large call; None until it was tried
+        self.independent: bool | None = None  # whether tokens are the same in a shared call; None until it was tried
 
     def start(self, base: Policy) -> None:
         set_environment(self.device)
@@ -71,7 +71,7 @@ class VLLMSampler:
             "block_size": CACHE_BLOCK,
             "kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30),
             "max_num_batched_tokens": self.room(),
-            "max_num_seqs": max(MOST_TOGETHER, self.config.sampling.block_size),
+            "max_num_seqs": self.at_work,
         }
         if self.device == "cuda":
             options = {
@@ -206,73 +206,92 @@ class VLLMSampler:
         ]
 
     def sample(self, requests: list[Request], params: Params) -> list[Completion]:
-        return self.call([Block(requests, params)])[0]
+        (sampled,) = self.stream([Block(requests, params)])
+        return sampled.completions
 
-    def sample_blocks(self, blocks: list[Block]) -> Iterator[Sampled]:
-        for together in calls(blocks, self.most_together, self.room()):
-            if len(together) > 1 and self.independent is False:
-                yield from one_by_one(self.sample, together)
-                continue
-            started = time.monotonic()
-            done = self.call(together)
-            seconds = time.monotonic() - started
+    def sample_blocks(self, blocks: list[Block]) -> Generator[Sampled]:
+        if not self.shares_calls:
+            yield from one_by_one(self.sample, blocks)
+            return
+        for together in calls(blocks, self.at_work, self.room()):
             if len(together) > 1 and self.independent is None:
-                self.independent = self.same_alone(together, done)
-            if len(together) > 1 and not self.independent:
+                alone = self.beginnings(together[:PROOF_BLOCKS])
+                written = self.stream(together)
+                first = list(islice(written, PROOF_BLOCKS))
+                pairs = zip(first, alone, strict=True)
+                self.independent = all(one.completions[0].ids[: len(ids)] == ids for one, ids in pairs)
+                if self.independent:
+                    yield from first
+                    yield from written
+                    continue
+                written.close()
                 print("note: here an answer depends on what is sampled beside it: each block is a call of its own", flush=True)
+            if len(together) > 1 and not self.independent:
                 yield from one_by_one(self.sample, together)
-                continue
-            n_together = sum(map(len, done))
-            n_tokens = max(1, sum(len(c.ids) for completions in done for c in completions))
-            for completions in done:
-                yield Sampled(completions, seconds * sum(len(c.ids) for c in completions) / n_tokens, n_together)
+            else:
+                yield from self.stream(together)
 
     @property
-    def most_together(self) -> int:
+    def shares_calls(self) -> bool:
         """On a CPU in float32 a request's tokens do not depend on its neighbours; in bfloat16, and on a GPU, they do."""
-        return MOST_TOGETHER if self.device == "cpu" and self.dtype == "float32" and self.independent is not False else 0
+        return self.device == "cpu" and self.dtype == "float32" and self.independent is not False
 
-    def same_alone(self, blocks: list[Block], done: list[list[Completion]]) -> bool:
-        """Whether the first request of each block begins as it did in the large call when it is sampled in a small one."""
+    @property
+    def at_work(self) -> int:
+        """Requests that the engine works on at a time: a block at least, whose requests start together."""
+        return max(AT_WORK, self.config.sampling.block_size)
+
+    def beginnings(self, blocks: list[Block]) -> list[list[int]]:
+        """How the first request of each block begins in a small call."""
         lengths = [min(PROOF_TOKENS, block.params.max_new_tokens) for block in blocks]
         short = [
             Block(block.requests[:1], replace(block.params, max_new_tokens=n)) for block, n in zip(blocks, lengths, strict=True)
         ]
-        alone = self.call(short)
-        return all(
-            mine[0].ids[:PROOF_TOKENS] == theirs[0].ids[: len(mine[0].ids)] for mine, theirs in zip(alone, done, strict=True)
-        )
+        return [sampled.completions[0].ids for sampled in self.stream(short)]
 
-    def call(self, blocks: list[Block]) -> list[list[Completion]]:
-        """All blocks in one call of the engine, from an empty prefix cache."""
-        from vllm import SamplingParams
+    def stream(self, blocks: list[Block]) -> Generator[Sampled]:
+        """Complete all blocks in one call of the engine, from an empty prefix cache; each comes when those before it are done.
 
-        n_requests = sum(len(block.requests) for block in blocks)
-        n_tokens = sum(prompt_tokens(block) for block in blocks)
+        A block's seconds are those of each step by its share of the requests that were at work.
+        """
+        from vllm.inputs import tokens_input
+
+        n_tokens = step_tokens(blocks, self.at_work)
         if self.device == "cpu" and n_tokens > self.room():
             raise RunError(
-                f"a call of {n_requests} prompts with {n_tokens} tokens is more than a compiled engine takes on a CPU "
-                f"({self.room()}): set sampler.enforce_eager=true, or lower sampling.block_size"
+                f"a block of {len(blocks[0].requests)} prompts with {n_tokens} tokens is more than a compiled engine takes "
+                f"on a CPU ({self.room()}): set sampler.enforce_eager=true, or lower sampling.block_size"
             )
+        engine = self.llm.llm_engine
         self.llm.reset_prefix_cache()
-        prompts = [{"prompt_token_ids": request.prompt_ids} for block in blocks for request in block.requests]
-        sampling = [
-            SamplingParams(
-                temperature=block.params.temperature,
-                top_p=block.params.top_p,
-                max_tokens=block.params.max_new_tokens,
-                seed=request.seed,
-                ignore_eos=True,  # the end tokens are ours to name
-                stop_token_ids=block.params.end_ids,
-                stop=block.params.stop,
-                detokenize=bool(block.params.stop),
-                logprobs=block.params.top_logprobs or None,
-            )
-            for block in blocks
-            for request in block.requests
-        ]
-        outputs = iter(self.llm.generate(prompts, sampling, use_tqdm=False, lora_request=self.adapter_request))
-        return [[found(output.outputs[0], block.params) for output in islice(outputs, len(block.requests))] for block in blocks]
+        owners: dict[str, int] = {}  # request -> its block
+        for number, block in enumerate(blocks):
+            for request in block.requests:
+                name = str(len(owners))
+                owners[name] = number
+                prompt, params = tokens_input(request.prompt_ids), sampling_params(block.params, request.seed)
+                engine.add_request(name, prompt, params, lora_request=self.adapter_request)
+        left = dict.fromkeys(owners)  # in the order in which the engine takes them
+        done: list[dict[str, Completion]] = [{} for _ in blocks]
+        seconds = [0.0] * len(blocks)
+        try:
+            for number, block in enumerate(blocks):
+                while len(done[number]) < len(block.requests):
+                    began, at_work = time.monotonic(), [owners[name] for name in islice(left, self.at_work)]
+                    outputs = engine.step()
+                    share = (time.monotonic() - began) / len(at_work)
+                    for owner in at_work:
+                        seconds[owner] += share
+                    for output in outputs:
+                        if output.finished:
+                            del left[output.request_id]
+                            owner = owners[output.request_id]
+                            done[owner][output.request_id] = found(output.outputs[0], blocks[owner].params)
+                asked = [name for name, owner in owners.items() if owner == number]
+                yield Sampled([done[number][name] for name in asked], seconds[number], len(owners))
+        except GeneratorExit:  # nobody wants the rest
+            engine.abort_request(list(left))
+            raise
 
     def sleep(self) -> None:
         if self.device == "cuda" and self.llm is not None and not self.asleep:
@@ -304,25 +323,42 @@ def found(output: Any, params: Params) -> Completion:
     return completion(list(output.token_ids), output.finish_reason, params.end_ids, top)
 
 
-def prompt_tokens(block: Block) -> int:
-    """Tokens that a block takes of the engine's first step."""
-    return sum(len(request.prompt_ids) + 1 for request in block.requests)
+def sampling_params(params: Params, seed: int) -> Any:
+    """vLLM's parameters of one request."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        max_tokens=params.max_new_tokens,
+        seed=seed,
+        ignore_eos=True,  # the end tokens are ours to name
+        stop_token_ids=params.end_ids,
+        stop=params.stop,
+        detokenize=bool(params.stop),
+        logprobs=params.top_logprobs or None,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
-def calls(blocks: list[Block], most: int, room: int) -> list[list[Block]]:
-    """Blocks cut into engine calls of at most `most` requests, whose prompts fit the `room` of one step of the engine.
+def step_tokens(blocks: list[Block], at_work: int) -> int:
+    """Most tokens that one step of the engine may take, when `at_work` requests at most are begun in it."""
+    lengths = sorted((len(request.prompt_ids) + 1 for block in blocks for request in block.requests), reverse=True)
+    return sum(lengths[:at_work])
+
+
+def calls(blocks: list[Block], at_work: int, room: int) -> list[list[Block]]:
+    """Blocks cut into as few engine calls as keep the prompts that may begin together within the `room` of one step.
 
     A seeded request whose prompt is split over two steps crashes vLLM on a CPU.
     """
     found: list[list[Block]] = []
-    n = n_tokens = 0
     for block in blocks:
-        size, length = len(block.requests), prompt_tokens(block)
-        if not found or n + size > most or n_tokens + length > room:
-            found.append([])
-            n = n_tokens = 0
-        found[-1].append(block)
-        n, n_tokens = n + size, n_tokens + length
+        if found and step_tokens([*found[-1], block], at_work) <= room:
+            found[-1].append(block)
+        else:
+            found.append([block])
     return found
 
 

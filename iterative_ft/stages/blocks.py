@@ -7,6 +7,7 @@ that what a prompt got never depends on which run asked first.
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def sampler_inputs(bench: Bench) -> dict[str, Any]:
 def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, siblings: list[Order]) -> dict[str, Any]:
     """Build a block, and before it whatever else the run will want of this policy, in few engine calls.
 
-    Each of the others is stored when its call is done, so that a kill loses one call at most. Blocks that another process is
+    Each of the others is stored as soon as it is done, whatever is still going on in its call. Blocks that another process is
     building are left to it.
     """
     started = time.monotonic()
@@ -106,7 +107,7 @@ def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, si
     loading = time.monotonic()
     canary = sampler.load(bench.with_expected(policy))
     load_seconds = time.monotonic() - loading
-    wanted = {other.key: other for other in [*siblings, *foreseen(bench, policy)]} if sampler.most_together > 0 else {}
+    wanted = {other.key: other for other in [*siblings, *foreseen(bench, policy)]} if sampler.shares_calls else {}
     wanted.pop(order.key, None)
     others = list(wanted.values())
     seconds_of_others = 0.0
@@ -116,18 +117,19 @@ def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, si
         if len(orders) > 1:
             n = sum(len(block.requests) for block in blocks)
             bench.store.on_start(f"{n} answers of {policy.name} ({orders[0].label}, …)")
-        for one, block, sampled in zip(orders, blocks, sampler.sample_blocks(blocks), strict=True):
-            rows, info = rows_and_info(bench, one.prompts, block, sampled)
-            info |= {"policy": policy.name, "load_seconds": 0.0, "canary": {**asdict(canary), "share": canary.share}}
-            if one is order:
-                break
-            seconds_of_others += sampled.seconds
+        with closing(sampler.sample_blocks(blocks)) as written:
+            for one, block, sampled in zip(orders, blocks, written, strict=True):
+                rows, info = rows_and_info(bench, one.prompts, block, sampled)
+                info |= {"policy": policy.name, "load_seconds": 0.0, "canary": {**asdict(canary), "share": canary.share}}
+                if one is order:
+                    break
+                seconds_of_others += sampled.seconds
 
-            def build(folder: Path, rows: list[Answer] = rows, info: dict[str, Any] = info) -> dict[str, Any]:
-                write_jsonl(folder / ANSWERS, rows)
-                return info | {"seconds": info["sample_seconds"]}
+                def build(folder: Path, rows: list[Answer] = rows, info: dict[str, Any] = info) -> dict[str, Any]:
+                    write_jsonl(folder / ANSWERS, rows)
+                    return info | {"seconds": info["sample_seconds"]}
 
-            put(bench.store, one.kind, one.inputs, build, one.label)
+                put(bench.store, one.kind, one.inputs, build, one.label)
     write_jsonl(out / ANSWERS, rows)
     seconds = time.monotonic() - started - seconds_of_others
     return info | {"load_seconds": round(load_seconds, 3), "seconds": seconds}
