@@ -7,6 +7,7 @@ code with device=cuda. Not covered: what vLLM's sleep leaves on a real GPU (`mak
 from __future__ import annotations
 
 import json
+import resource
 import runpy
 import shutil
 import sys
@@ -270,3 +271,17 @@ def test_the_transformers_sampler_leaves_the_gpu_and_is_checked_when_it_comes_ba
     with pytest.raises(RunError, match="does not serve"):
         sampler.load(mine)
     assert sampler.loaded is None
+
+
+def test_pages_given_back_read_as_zeros_and_what_lies_beside_them_stays() -> None:
+    page = resource.getpagesize()
+    memory = np.ones(64 * page, dtype=np.uint8)
+    begin, n_bytes = 100, 60 * page
+    device.give_pages_back(memory.ctypes.data + begin, n_bytes)
+    assert memory[:begin].all()
+    assert memory[begin + n_bytes :].all()
+    assert memory[begin : begin + n_bytes].sum() < 2 * page, "all but the parts of pages at both ends"
+    memory[:] = 2
+    assert memory.sum() == 2 * memory.size
+    device.give_pages_back(memory.ctypes.data, page // 2)  # not a whole page
+    assert memory.sum() == 2 * memory.size

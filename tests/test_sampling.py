@@ -6,6 +6,7 @@ Not covered: vLLM on CUDA (adapters served by vLLM, sleep mode), and compiled en
 
 from __future__ import annotations
 
+import resource
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -320,6 +321,23 @@ def test_blocks_that_share_a_call_get_what_each_gets_alone(engine: Any, embedded
     some.close()
     assert not engine.llm.llm_engine.has_unfinished_requests(), "what nobody wants is not written"
     assert engine.sample(blocks[1].requests, blocks[1].params) == apart[1]
+
+
+@pytest.mark.slow
+def test_a_resting_engine_gives_the_memory_of_its_cache_back(engine: Any, embedded_model: Path) -> None:
+    engine.load(policy_of(embedded_model))
+    asked = pool_requests(engine, 16)
+    answers = engine.sample(asked, engine_params(engine))
+    before = resident()
+    engine.sleep()
+    assert before - resident() > 0.5 * engine.settings.kv_cache_gib * 2**30
+    assert engine.sample(asked, engine_params(engine)) == answers
+    assert before - resident() > 0.3 * engine.settings.kv_cache_gib * 2**30, "what is not used stays away"
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ class Sampler(Protocol):
         """Whether blocks may share a call; False where each is a call of its own."""
 
     def sleep(self) -> None:
-        """Give a GPU's memory back while something else needs it."""
+        """Give memory back while something else needs it: a GPU's, or that of the KV cache on a CPU."""
 
     def close(self) -> None:
         """Free everything."""

@@ -18,6 +18,7 @@ from iterative_ft.machine.device import return_freed_memory
 from iterative_ft.models.adapters import base_shapes, check_files
 from iterative_ft.models.policy import Policy, merge
 from iterative_ft.models.served_names import Names, adapted, checkpoint_names, renamed_copy
+from iterative_ft.sampling import cache_pages
 from iterative_ft.sampling.adapter_names import EXTENSION, RANKS, names_that_fit
 from iterative_ft.sampling.canary import Logs, Watch
 from iterative_ft.sampling.interface import (
@@ -72,6 +73,7 @@ class VLLMSampler:
             "kv_cache_memory_bytes": int(self.settings.kv_cache_gib * 2**30),
             "max_num_batched_tokens": self.room(),
             "max_num_seqs": self.at_work,
+            "worker_extension_cls": cache_pages.EXTENSION,
         }
         if self.device == "cuda":
             options = {
@@ -294,9 +296,14 @@ class VLLMSampler:
             raise
 
     def sleep(self) -> None:
-        if self.device == "cuda" and self.llm is not None and not self.asleep:
+        if self.llm is None or self.asleep:
+            return
+        if self.serves_adapters:
             self.llm.sleep(level=1)
             self.asleep = True
+        elif not self.llm.llm_engine.has_unfinished_requests():  # nothing else is given away: it serves on as it is
+            self.llm.reset_prefix_cache()
+            self.llm.collective_rpc("give_cache_back")
 
     def wake(self) -> bool:
         """Take the device back; whether it had been given away. Adapters are then loaded anew, under other ids."""
