@@ -59,11 +59,11 @@ class RunResult:
     verdict: dict[str, Any]
 
 
-def run(config: Config, folder: Path, command: str, other_cells: Callable[[], list[Event]] | None = None) -> RunResult:
+def run(config: Config, folder: Path, command: str, other_cells: Callable[[Policy], list[Event]] | None = None) -> RunResult:
     """Run the experiment in `folder`, calibrated first where the config says so; its model is looked at before any work.
 
     Args:
-        other_cells: the plans of the other cells of a sweep.
+        other_cells: the plans of those cells of a sweep that may want something of a policy.
     Raises:
         ConfigError: the model does not fit the run, or another process works in the folder.
     """
@@ -74,7 +74,7 @@ def run(config: Config, folder: Path, command: str, other_cells: Callable[[], li
 
 
 def run_held(
-    config: Config, store: Store, folder: Path, command: str, other_cells: Callable[[], list[Event]] | None
+    config: Config, store: Store, folder: Path, command: str, other_cells: Callable[[Policy], list[Event]] | None
 ) -> RunResult:
     """The experiment, in a folder that this process has for itself."""
     planned = plan(with_likely_seeds(config))

@@ -111,6 +111,8 @@ def test_trials_that_contradict_the_assumption_are_named() -> None:
         (["n_seed=calibrated"], "add calibrate.target_trait"),
         (["calibrate.target_trait=0"], "calibrate.target_trait=0 would be read only with n_seed=calibrated"),
         (["calibrate.n_max=8", "calibrate.method=sft"], "calibrate.method=sft, calibrate.n_max=8 would be read only with"),
+        (["calibrate.reach=low", "calibrate.n_min=3"], "calibrate.n_min=3, calibrate.reach=low would be read only with"),
+        (["calibrate.tolerance=5"], "calibrate.tolerance=5 would be read only with"),
         (["n_seed=calibrate", "calibrate.target_trait=40"], "a whole number of 1 or more, or calibrated"),
         (["n_seed=0"], "n_seed=0 is wrong"),
         ([*SEARCH, "calibrate.target_trait=101"], "calibrate.target_trait"),

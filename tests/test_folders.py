@@ -22,7 +22,7 @@ from conftest import ROOT, SMALL, FakeRun
 from iterative_ft import fake
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
-from iterative_ft.launch.folders import cell_suffixes
+from iterative_ft.launch.folders import cell_suffixes, check_writable
 from iterative_ft.loop import run
 from iterative_ft.machine.files import file_digests, read_jsonl, write_jsonl
 from iterative_ft.records import folder as folders
@@ -145,6 +145,19 @@ def test_b4_any_value_makes_a_name_that_stays_inside_its_folder() -> None:
         assert len(name.encode()) <= 160
         assert not name.endswith(".")
     assert cell_suffixes([["seed=0", "x=1"], ["seed=1", "x=1"]]) == ["", ""]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/out", "file", "new/" + "y" * 256])
+def test_a_folder_that_takes_no_file_is_told_by_trial_and_nothing_is_left(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(ConfigError, match=r"cannot be written .*: name another folder"):
+        check_writable("out", tmp_path / name)
+    assert os.listdir(tmp_path) == ["file"]
+    (tmp_path / "there").mkdir()
+    for good in ("there", "there/new", "a/b/c"):
+        check_writable("out", tmp_path / good)
+    assert sorted(os.listdir(tmp_path)) == ["file", "there"]
+    assert os.listdir(tmp_path / "there") == []
 
 
 def test_b4_a_requeued_slurm_job_goes_on_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from iterative_ft.training.one_row import OneRow, body_in_one_row, casts_say_not
 from tests.test_training import curve, make_job
 from tests.tiny import END, START, VOCABULARY, save_adapter, tiny_tokenizer
 from tests.tiny import FAMILIES as TINY
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -76,14 +77,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         tiny_tokenizer(TINY["llama"], bos=False, pad=None).save_pretrained(folder)
         save_adapter(folder, folder / "adapter", size=0.1)
     return made
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def words(draw: random.Random, low: int, high: int) -> list[int]:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from iterative_ft.loop import plan
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling import engine
-from iterative_ft.sampling.interface import Canary, Completion, Request
+from iterative_ft.sampling.interface import Block, Canary, Completion, Request, Sampled
 from iterative_ft.stages.bench import SAMPLERS
 
 EIGHT = ["reinit=true,false", "n_sampled=32,64", "method=sft,dpo"]
@@ -116,6 +116,31 @@ def test_eight_cells_build_just_the_distinct_stages_and_the_dry_run_predicts_the
     assert all("base model" in names for names in labels.values())
     assert app(*EIGHT, "dry_run=true") == 0
     assert f"0 stages to build, {n} in the store" in capsys.readouterr().out
+    engine.close_sampler()
+
+
+def test_what_the_cells_want_of_a_policy_that_they_share_is_asked_at_once(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine.close_sampler()
+    asked: list[tuple[str, int]] = []
+
+    class Told(OwnWords):
+        def load(self, policy: Policy) -> Canary:
+            self.policy = policy.name
+            return super().load(policy)
+
+        def sample_blocks(self, blocks: list[Block]) -> Generator[Sampled]:
+            asked.append((self.policy, sum(len(block.requests) for block in blocks)))
+            return super().sample_blocks(blocks)
+
+    monkeypatch.setitem(SAMPLERS, "fake", lambda config, device, codec: Told())
+    assert app("method=dpo", "n_sampled=20,40,100", "reinit=true,false") == 0
+    of_first = [n for name, n in asked if name == "policy[0]"]
+    assert of_first == [6 + 4 * 32], "its answers, and the blocks of the largest cell"
+    assert [name for name, _ in asked].count("base") == 1
+    assert [n for name, n in asked if name == "policy[1]"] == [6] * 6
+    asked.clear()
+    assert app("method=sft", "seed=1,2", "n_sampled=20,40") == 0
+    assert [n for name, n in asked if name == "policy[0]"] == [6 + 2 * 32] * 2, "one a seed"
     engine.close_sampler()
 
 

@@ -351,6 +351,7 @@ def test_settings_that_change_nothing_are_in_no_key(tmp_path: Path, tiny_models:
     assert len(keys) == 1, "the reference is base in either case, and a constant schedule has no floor"
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reinit_starts_every_cycle_from_the_base_bit_for_bit(
     tmp_path: Path, tiny_models: dict[str, Path], spy: Spy, family: str

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -12,7 +14,7 @@ from iterative_ft.config.schema import Config, SDFConfig, SFTConfig
 from iterative_ft.data import files
 from iterative_ft.errors import ConfigError
 
-METHODS = Path(__file__).resolve().parent.parent.parent / "conf" / "method"
+CONF = Path(__file__).resolve().parent.parent.parent / "conf"
 
 
 def calibration_method(config: Config) -> SFTConfig | SDFConfig:
@@ -23,7 +25,7 @@ def calibration_method(config: Config) -> SFTConfig | SDFConfig:
     name = settings.method or ("sft" if own.name == "dpo" else own.name)
     if own.name == name and own.name != "dpo":
         return own
-    values = yaml.safe_load((METHODS / f"{name}.yaml").read_text(encoding="utf-8"))
+    values = yaml.safe_load((CONF / "method" / f"{name}.yaml").read_text(encoding="utf-8"))
     if name == "sft":
         values |= {"max_new_tokens": own.max_new_tokens, "max_length": own.max_length}
     kinds: dict[str, type[SFTConfig] | type[SDFConfig]] = {"sft": SFTConfig, "sdf": SDFConfig}
@@ -41,10 +43,17 @@ def most_seeds(config: Config) -> int:
 
 
 def search_settings(config: Config) -> list[str]:
-    """Settings of the search that somebody gave, as they are written: of those that are null or empty unless given."""
-    values = {name: getattr(config.calibrate, name) for name in ("target_trait", "method", "settings", "n_max")}
-    given = {name: one for name, one in values.items() if one is not None and one != {}}
+    """Settings of the search that are not as they ship, as they are written."""
+    shipped = shipped_settings()
+    given = {name: one for name, one in config.calibrate.model_dump().items() if one != shipped[name]}
     return [f"calibrate.{name}={one:g}" if isinstance(one, float) else f"calibrate.{name}={one}" for name, one in given.items()]
+
+
+@cache
+def shipped_settings() -> dict[str, Any]:
+    """`calibrate` in conf/config.yaml."""
+    found: dict[str, Any] = yaml.safe_load((CONF / "config.yaml").read_text(encoding="utf-8"))["calibrate"]
+    return found
 
 
 def check_calibration(config: Config) -> None:

@@ -13,7 +13,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ from iterative_ft.launch.folders import all_or_none, check_folder, made, run_fol
 from iterative_ft.launch.guard import failed, guarded, reason
 from iterative_ft.launch.quoting import command_text, override
 from iterative_ft.machine.libraries import prepare_libraries
+from iterative_ft.models.policy import Policy
 from iterative_ft.records.folder import free, give_back, held
 from iterative_ft.store import Event
 
@@ -80,7 +81,7 @@ def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], 
     line = command_line(sys.argv[1:], config_name, known)
     configs = judged_jobs(line, load)
     CELLS[:] = configs
-    plans_of_cells.cache_clear()  # a process may run several commands, as tests do
+    plans_of_all.cache_clear()  # a process may run several commands, as tests do
     if line.only_shown:
         shown(main)
     elif config_name != "config":
@@ -240,19 +241,37 @@ def train(config: Config) -> Any:
         from iterative_ft.loop import run
 
         print(f"{folder}\n{command}")
-        return run(config, folder, command, plans_of_cells if len(CELLS) > 1 else None)
+        return run(config, folder, command, partial(plans_of_cells, config) if len(CELLS) > 1 else None)
     except ConfigError:
         raise
     except Exception as error:
         raise failed(error, folder) from error
 
 
-@cache
-def plans_of_cells() -> list[Event]:
-    """The stages of all cells of this multirun, as they stood when the first was asked for; cells whose search is still to be
-    made are left out, since nobody knows what they will want.
+def plans_of_cells(config: Config, policy: Policy) -> list[Event]:
+    """The stages of this multirun's cells that may ask a policy of the cell `config`: base all, policy[0] those that share it.
+
+    Later policies are taken to be the cell's own. Where two cells do share one, each asks for what it wants.
     """
+    if policy.adapter is None:
+        return plans_of_all()
+    return plans([cell for cell in CELLS if of_cycle_0(cell) == of_cycle_0(config)]) if policy.name == "policy[0]" else []
+
+
+@cache
+def plans_of_all() -> list[Event]:
+    """Of all cells, as they stood when the first was asked for: planning many takes a while."""
+    return plans(CELLS)
+
+
+def plans(cells: list[Config]) -> list[Event]:
+    """Stages of cells; a cell whose search is still to be made is left out, since nobody knows what it will want."""
     from iterative_ft.calibrate import settled
     from iterative_ft.loop import plan
 
-    return [event for cell in map(settled, CELLS) if cell is not None for event in plan(cell)]
+    return [event for cell in map(settled, cells) if cell is not None for event in plan(cell)]
+
+
+def of_cycle_0(config: Config) -> dict[str, Any]:
+    """The settings without those that only later cycles read."""
+    return {name: value for name, value in config.model_dump().items() if name not in ("n_sampled", "n_cycles", "reinit")}

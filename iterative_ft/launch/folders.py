@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,15 +54,44 @@ def run_folder(name: str, wanted: Path, given: bool) -> Path:
 @contextmanager
 def all_or_none(*folders: Path) -> Iterator[None]:
     """Where the inside ends with an error, the folders on the way to these that were not there before are taken away again."""
-    ways = {path for folder in folders for path in (folder.absolute(), *folder.absolute().parents)}
-    new = [path for path in ways if not os.path.exists(path)]
+    new = not_there(folders)
     try:
         yield
     except BaseException:
-        for path in sorted(new, key=lambda path: len(path.parts), reverse=True):
-            with suppress(OSError):
-                path.rmdir()  # of one that somebody uses by now nothing is lost
+        take_away(new)
         raise
+
+
+def not_there(folders: Iterable[Path]) -> list[Path]:
+    """What is still to be made on the way to these folders, the folders themselves included."""
+    ways = {path for folder in folders for path in (folder.absolute(), *folder.absolute().parents)}
+    return [path for path in ways if not os.path.exists(path)]
+
+
+def take_away(folders: Iterable[Path]) -> None:
+    """Remove those that are empty."""
+    for path in sorted(folders, key=lambda path: len(path.parts), reverse=True):
+        with suppress(OSError):
+            path.rmdir()  # of one that somebody uses by now nothing is lost
+
+
+def check_writable(name: str, folder: Path) -> None:
+    """A file is written into the folder for a trial; where the folder was not there before, it is gone again afterwards.
+
+    Raises:
+        ConfigError: that fails.
+    """
+    new: list[Path] = []
+    try:
+        new = not_there([folder])
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (OSError, ValueError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{name}={folder} cannot be written ({said}): name another folder") from error
+    finally:
+        take_away(new)
 
 
 def made(name: str, folder: Path) -> Path:

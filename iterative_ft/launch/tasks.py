@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from iterative_ft.data import files
 from iterative_ft.data.answers import pairs
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.compose import compose_jobs, plain_values
+from iterative_ft.launch.folders import check_writable
 from iterative_ft.launch.quoting import override
 from iterative_ft.machine.files import read_object
 from iterative_ft.records.folder import CONFIG, METRICS
@@ -43,7 +43,7 @@ def load_task(composed: Any) -> Task:
     if isinstance(task, Wandb):
         check_login(task.mode, "mode")
     if isinstance(task, OfRuns | JudgeCard | JudgeAnswers):
-        check_out(task.out)
+        check_writable("out", Path(task.out))
     if isinstance(task, Remeasure):
         check_remeasure(task)
     elif isinstance(task, JudgeCard):
@@ -59,15 +59,6 @@ def load_task(composed: Any) -> Task:
         for config in rejudging_configs(task).values():
             check_judge_texts(judged(Config, config.model_dump()))
     return task
-
-
-def check_out(out: str) -> None:
-    """A folder that can be written, or made."""
-    nearest = next(path for path in (Path(out), *Path(out).absolute().parents) if path.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"out={out} cannot be written ({nearest} is {'locked' if nearest.is_dir() else 'a file'}): name a folder"
-        )
 
 
 def check_run(run: Path) -> None:

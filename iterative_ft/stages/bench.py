@@ -40,13 +40,13 @@ class Bench:
         store: Store,
         on_step: Callable[[int, int, float], None] | None = None,
         plan: Callable[[], list[Event]] | None = None,
-        other_cells: Callable[[], list[Event]] | None = None,
+        other_cells: Callable[[Policy], list[Event]] | None = None,
     ) -> None:
         """What is not told is not looked ahead for.
 
         Args:
             plan: gives the stages of the run in their order, and which of them are still to be built.
-            other_cells: the same of the other cells of a sweep, for what they want of the base model.
+            other_cells: the same of other cells of a sweep, as far as they may want something of a policy.
         """
         self.config = config
         self.store = store
@@ -58,13 +58,12 @@ class Bench:
         self.plans: dict[str, list[Event]] = {}
         self.expected: dict[str, Path] = {}  # by the policy's digest
 
-    def plan(self, policy_digest: str) -> list[Event]:
+    def plan(self, policy: Policy) -> list[Event]:
         """The run's plan as it stood when this policy was there first: what it is to write is known then."""
-        if policy_digest not in self.plans:
-            self.plans[policy_digest] = [] if self.make_plan is None else self.make_plan()
-            if self.other_cells is not None and policy_digest == self.base.digest:
-                self.plans[policy_digest] += self.other_cells()
-        return self.plans[policy_digest]
+        if policy.digest not in self.plans:
+            mine = [] if self.make_plan is None else self.make_plan()
+            self.plans[policy.digest] = mine + ([] if self.other_cells is None else self.other_cells(policy))
+        return self.plans[policy.digest]
 
     @cached_property
     def model(self) -> Stage:

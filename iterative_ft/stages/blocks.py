@@ -136,9 +136,9 @@ def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, si
 
 
 def foreseen(bench: Bench, policy: Policy) -> list[Order]:
-    """The blocks that the run has still to ask `policy` for, as far as its plan knows them."""
+    """The blocks that the run, or another cell of its sweep, has still to ask `policy` for, as far as their plans know them."""
     kinds = {SAMPLE.name: SAMPLE, ANSWER.name: ANSWER}
-    pending = [event for event in bench.plan(policy.digest) if event.how == "pending" and event.stage.kind in kinds]
+    pending = [event for event in bench.plan(policy) if event.how == "pending" and event.stage.kind in kinds]
     pending = [event for event in pending if event.stage.path.parent.parent == bench.store.root]
     orders = [Order(kinds[event.stage.kind], event.stage.inputs, event.label) for event in pending]
     # Other cells of a sweep may have other templates, samplers or stores: what this bench would not ask for alike is left.
