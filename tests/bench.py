@@ -1,7 +1,7 @@
 """How fast the loop is on this machine, against plain ways of doing the same: python -m tests.bench (make bench).
 
 Each comparison is made in turns, in one process or one after the other, so that what else the machine does hits both. The
-parts take about ten minutes on two idle cores, the whole run (--run) twenty more. One table at the end, ratios first.
+parts take about a quarter of an hour on two idle cores, the whole run (--run) twenty more. One table at the end, ratios first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from iterative_ft.machine.libraries import prepare_libraries
 
-N_PROMPTS = 128
+N_PROMPTS = 256  # as many as a cycle's part of the pool has
 N_ROUNDS = 3
 N_EXAMPLES = 24
 
@@ -125,15 +125,15 @@ def sampling(sampler: Any, model: Path, config: Any, blocks: list[Any], table: T
     def apart() -> int:
         return sum(len(c.ids) for block in blocks for c in sampler.sample(block.requests, block.params))
 
-    together()  # the first large call also proves that tokens do not depend on neighbours
+    together()  # the first shared call also proves that tokens do not depend on neighbours
     ways: dict[str, Callable[[], int]] = {
-        "large calls": together,
+        "one call": together,
         f"calls of {config.sampling.block_size}": apart,
         "bare LLM, float32": bare("float32"),
         "bare LLM, bfloat16": bare("bfloat16"),
     }
     speeds = in_turns(ways)
-    own = speeds["large calls"]
+    own = speeds["one call"]
     for name in list(ways)[1:]:
         ratio = statistics.median(a / b for a, b in zip(own, speeds[name], strict=True))
         found = f"{statistics.median(own):.0f} tokens/s", f"{statistics.median(speeds[name]):.0f} {name}"

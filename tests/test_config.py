@@ -229,6 +229,7 @@ WRONG = [
     ("persona.data=/nowhere", "persona.data=/nowhere"),
     ("prompts.path=/nope.jsonl", "prompts.path=/nope.jsonl"),
     ("prompts.column=x", "prompts.column=x"),
+    ("prompts.revision=x", "prompts.revision=x is for a dataset of the hub alone"),
     ("persona.rubric={0: a, 100: b}", "persona.rubric lacks the anchor"),
 ]
 

@@ -109,6 +109,8 @@ def check_pool(config: Config) -> None:
     try:
         texts = pools.load_pool(pool_name, pool.path, pool.column, pool.split, pool.revision)
     except ConfigError as error:
+        if str(error).startswith(f"{pool_name}."):  # it names the setting that is wrong
+            raise
         path, column = read.shortened(pool.path, 120), read.shortened(pool.column)
         raise ConfigError(f"{pool_name}.path={path}, {pool_name}.column={column}: {error}") from error
     taken = frozenset(files.never_sampled(config.persona_folder, config.method.name == "sdf"))
