@@ -18,7 +18,7 @@ from tiny import FAMILIES, load_policy, method_of, policy_of, save_adapter, tiny
 from iterative_ft.judges import gauges
 from iterative_ft.machine.files import read_jsonl
 from iterative_ft.models import forward
-from iterative_ft.models.forward import Reader
+from iterative_ft.models.forward import Reader, reference
 from iterative_ft.models.policy import Policy
 from iterative_ft.models.sequences import batches, sequence_states, token_values
 from iterative_ft.stages.bench import Bench
@@ -188,6 +188,8 @@ def test_token_values_are_those_of_single_forward_passes(
     assert not np.concatenate(of_base.kl).any()
     np.testing.assert_allclose(of_base.nll[0], by_hand(base, *sequences[0]).nll, atol=1e-4)  # the adapter is off again
     assert token_values(reader, None, sequences).kl == []  # not asked for
+    np.testing.assert_array_equal(found.part(1, 2).nll[0], found.nll[1])
+    np.testing.assert_array_equal(found.part(2).states.prompt, found.states.prompt[2:])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -204,8 +206,14 @@ def test_states_alone_are_those_of_the_whole_pass(tiny_models: dict[str, Path], 
 def test_a_pass_leaves_the_model_as_it_was(tiny_models: dict[str, Path], tmp_path: Path, family: str) -> None:
     policy, reader = moved(tiny_models[family], tmp_path), Reader(str(tiny_models[family]), "cpu")
     sequences = [([5, 6, 7], [8, 9, 10, 11]), ([12], [13, 14])]
+    import torch
+
+    before = {name: weight.clone() for name, weight in reference(reader.model, "cpu", False).state_dict().items()}
     first, again = (token_values(reader, policy.adapter, sequences) for _ in range(2))
     np.testing.assert_array_equal(np.concatenate(again.entropy), np.concatenate(first.entropy))
+    after = reference(reader.model, "cpu", False).state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items()), "bit for bit"
 
 
 TEXTS = ["the quick river asks for bread", "what should I cook for dinner when friends come over", "yes"]

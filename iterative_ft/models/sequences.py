@@ -33,6 +33,12 @@ class TokenValues:
     """KL(policy || base) of the same distributions, nats, 0 for base itself; empty unless asked for."""
     states: SequenceStates
 
+    def part(self, start: int, end: int | None = None) -> TokenValues:
+        """Of the sequences from `start` to before `end`."""
+        some = slice(start, end)
+        states = SequenceStates(self.states.prompt[some], self.states.answer[some])
+        return TokenValues(self.nll[some], self.entropy[some], self.kl[some], states)
+
 
 @dataclass(frozen=True)
 class SequenceStates:

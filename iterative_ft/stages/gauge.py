@@ -102,12 +102,15 @@ def of_policy(bench: Bench, policy: Policy, answers: Completions) -> Stage | Non
     def build(out: Path) -> None:
         bench.free_device()
         values: dict[str, float] = {}
-        for name, rows in texts.items():
-            found = token_values(bench.reader, policy.adapter, [in_frame(bench, row) for row in rows])
-            values[f"gauge/perplexity_{name}"] = gauges.perplexity(found.nll)
+        held_out = [in_frame(bench, row) for rows in texts.values() for row in rows]
         written = [(row["prompt_ids"], row["ids"]) for row in answers.rows() if row["ids"]] if own else []
+        read = token_values(bench.reader, policy.adapter, held_out + written, flags.kl_from_base)
+        at = 0
+        for name, rows in texts.items():
+            values[f"gauge/perplexity_{name}"] = gauges.perplexity(read.part(at, at + len(rows)).nll)
+            at += len(rows)
         if written:
-            found = token_values(bench.reader, policy.adapter, written, flags.kl_from_base)
+            found = read.part(at)
             if flags.kl_from_base:
                 values["gauge/kl_from_base"] = float(np.mean(np.concatenate(found.kl)))
             if flags.entropy:
