@@ -68,7 +68,7 @@ ready-judge: setup  ## make anew the offline judge that ships ready-made, after 
 gpu-check:  ## every path of a GPU in a table and gpu-check.json: DEVICE=cpu tries it out, MODEL=<hub id> adds a small paper run
 	$(PYTHON) -m tests.gpu_check --device $(or $(DEVICE),cuda) $(if $(MODEL),--model $(MODEL))
 
-bench: setup  ## speed against bare vLLM, TRL's defaults and a plain script: one table (half an hour)
+bench: setup  ## speed against bare vLLM, TRL's defaults and a plain script: one table (three quarters of an hour)
 	$(PYTHON) -m tests.bench --run
 
 clean:  ## remove caches of tools; runs and the store stay
