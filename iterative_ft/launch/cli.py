@@ -255,7 +255,10 @@ def plans_of_cells(config: Config, policy: Policy) -> list[Event]:
     """
     if policy.adapter is None:
         return plans_of_all()
-    return plans([cell for cell in CELLS if of_cycle_0(cell) == of_cycle_0(config)]) if policy.name == "policy[0]" else []
+    if policy.name != "policy[0]":
+        return []
+    mine = of_cycle_0(config)
+    return plans([cell for cell in CELLS if of_cycle_0(cell) == mine])
 
 
 @cache

@@ -216,22 +216,27 @@ class VLLMSampler:
             yield from one_by_one(self.sample, blocks)
             return
         for together in calls(blocks, self.at_work, self.room()):
-            if len(together) > 1 and self.independent is None:
-                alone = self.beginnings(together[:PROOF_BLOCKS])
-                written = self.stream(together)
-                first = list(islice(written, PROOF_BLOCKS))
-                pairs = zip(first, alone, strict=True)
-                self.independent = all(one.completions[0].ids[: len(ids)] == ids for one, ids in pairs)
-                if self.independent:
-                    yield from first
-                    yield from written
-                    continue
-                written.close()
-                print("note: here an answer depends on what is sampled beside it: each block is a call of its own", flush=True)
-            if len(together) > 1 and not self.independent:
-                yield from one_by_one(self.sample, together)
-            else:
+            if len(together) == 1 or self.independent:
                 yield from self.stream(together)
+            elif self.independent is None:
+                yield from self.proving(together)
+            else:
+                yield from one_by_one(self.sample, together)
+
+    def proving(self, blocks: list[Block]) -> Generator[Sampled]:
+        """The first shared call, which proves that the blocks' tokens do not depend on their neighbours, or is broken off."""
+        alone = self.beginnings(blocks[:PROOF_BLOCKS])
+        written = self.stream(blocks)
+        first = list(islice(written, PROOF_BLOCKS))
+        pairs = zip(first, alone, strict=True)
+        self.independent = all(one.completions[0].ids[: len(ids)] == ids for one, ids in pairs)
+        if self.independent:
+            yield from first
+            yield from written
+        else:
+            written.close()
+            print("note: here an answer depends on what is sampled beside it: each block is a call of its own", flush=True)
+            yield from one_by_one(self.sample, blocks)
 
     @property
     def shares_calls(self) -> bool:
