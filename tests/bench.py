@@ -93,7 +93,8 @@ def parts(folder: Path, table: Table) -> None:
         table.append(("", f"engine loads {name}", f"{timed(lambda target=target: sampler.load(target)):.1f} s", ""))  # type: ignore[misc]
     prompts = files.pool("prompts", "shipped", "prompt")[:N_PROMPTS]
     requests = [Request(codec.chat_prompt(text), seed) for seed, text in enumerate(prompts)]
-    params = Params(temperature=0.8, top_p=1.0, max_new_tokens=96, end_ids=list(codec.answer_end_ids), stop=[])
+    wanted = config.sampling.temperature, config.sampling.top_p, config.method.max_new_tokens  # as a run asks
+    params = Params(*wanted, end_ids=list(codec.answer_end_ids), stop=[])
     size = config.sampling.block_size
     blocks = [Block(requests[i : i + size], params) for i in range(0, len(requests), size)]
     sampling(sampler, model, config, blocks, table)  # last: two engines of one process share what either shuts down

@@ -6,6 +6,7 @@ kept: in float32 on a CPU, in the precision that it is trained in on a GPU, whic
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.errors import RunError
+from iterative_ft.machine.device import return_freed_memory
 from iterative_ft.machine.process import run_isolated
 from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
@@ -111,7 +113,10 @@ def reference(model: str, device: str, trust_remote_code: bool, dtype: str = "fl
 
 def forget() -> None:
     """Free the base model; the next forward pass loads it again."""
-    KEPT.clear()
+    if KEPT:
+        KEPT.clear()
+        gc.collect()  # networks and hooks hold each other in cycles
+        return_freed_memory()
 
 
 @contextmanager

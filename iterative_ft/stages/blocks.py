@@ -15,6 +15,7 @@ from typing import Any
 from iterative_ft.errors import RunError
 from iterative_ft.machine.files import write_jsonl
 from iterative_ft.machine.libraries import library_versions
+from iterative_ft.models import forward
 from iterative_ft.models.codec import QUESTION_STOPS, Frame, generation_ends, prompt_ids, words_as_text
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling.interface import Answer, Block, Params, Request, Sampled, served_dtype
@@ -103,9 +104,10 @@ def sample_with_others(out: Path, bench: Bench, policy: Policy, order: Order, si
     building are left to it.
     """
     started = time.monotonic()
-    sampler = bench.sampler
+    sampler, asked = bench.sampler, bench.with_expected(policy)
+    forward.forget()  # a second model beside the engine's, that nothing is read with while it samples
     loading = time.monotonic()
-    canary = sampler.load(bench.with_expected(policy))
+    canary = sampler.load(asked)
     load_seconds = time.monotonic() - loading
     wanted = {other.key: other for other in [*siblings, *foreseen(bench, policy)]} if sampler.shares_calls else {}
     wanted.pop(order.key, None)
