@@ -149,7 +149,10 @@ def try_out(config: Config, store: Store, n: int) -> Trial:
     """Train and measure a cycle 0 on `n` seed examples."""
     bench = Bench(with_n_seed(config, n), store)
     trained = train(bench, seed_data(bench), init=bench.base, cycle=0)
-    answers = answer_rows(0, measure(bench, trained.policy, of_base=ask(bench, bench.base)))
+    measured = measure(bench, trained.policy, of_base=ask(bench, bench.base))
+    if store.dry_run and not all(store.intact(stage) for stage in (*measured.asked.answers.stages, measured.scores)):
+        raise Unknown  # damaged: it will be built again
+    answers = answer_rows(0, measured)
     failed = sum(answer["failure"] is not None for answer in answers)
     if failed > config.measure.max_failure_share * len(answers):
         raise RunError(f"calibration stopped at n_seed={n}: the judge failed on {failed} of {len(answers)} answers")

@@ -62,7 +62,7 @@ def ours(folder: Path, n_cycles: int) -> dict[str, Any]:
         "all": whole - apart,
         "sampling": times["time/sample_s"] + times["time/answer_s"] + times["time/engine_start_s"],
         "training": times["time/train_s"],
-        "model": str(next((folder / "store" / "model").glob("*/checkpoint"))),
+        "model": str(next((folder / "store" / "model").glob("*/model.safetensors")).parent),
     }
 
 

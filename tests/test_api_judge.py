@@ -324,6 +324,19 @@ def test_an_endpoint_that_is_down_ends_the_run_or_marks_it_as_configured(tmp_pat
     assert "coherence/score" not in row
 
 
+def test_an_endpoint_that_refuses_to_go_on_with_a_number_says_so(tmp_path: Path) -> None:
+    def behave(handler: Handler, request: dict[str, Any]) -> None:
+        if request["messages"][-1]["role"] == "assistant":
+            handler.send(b'{"error": {"message": "unknown field continue_final_message"}}', 400)
+        else:
+            handler.send(split_tokens(WIDE))
+
+    with serving(behave) as server:
+        settings = api(server.url, follow_digits=True, n_retries=0, max_concurrency=1, max_failures_in_a_row=2)
+        with pytest.raises(RunError, match=r"last: http_400 \(unknown field continue_final_message\).*judge\.fields"):
+            rows_of(tmp_path / "b", settings, 3)
+
+
 def test_some_failures_are_counted_and_a_share_above_the_limit_marks_the_row(tmp_path: Path) -> None:
     def behave(handler: Handler, request: dict[str, Any]) -> None:
         bad = about_trait(request) and next(number) == 0

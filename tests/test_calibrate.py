@@ -13,7 +13,7 @@ import pytest
 from conftest import FakeRun
 
 from iterative_ft import fake
-from iterative_ft.calibrate import Trial, contradictions, settled, with_likely_seeds
+from iterative_ft.calibrate import Trial, contradictions, found_before, settled, with_likely_seeds
 from iterative_ft.config.calibration import calibration_method
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
@@ -73,6 +73,16 @@ def test_a_dpo_run_is_calibrated_by_sft_and_goes_on_with_dpo(fake_run: Run) -> N
     assert run.json("manifest.json")["calibration"]["method"] == "sft"
     assert run.json("config.json")["method"]["name"] == "dpo"
     assert run.manifest("train policy[0] from base")["inputs"]["method"]["name"] == "dpo"
+
+
+def test_a_trial_that_is_damaged_is_made_again(fake_run: Run) -> None:
+    first = fake_run(*SEARCH, "calibrate.target_trait=40")
+    trial = next(stage for stage in first.stages if stage["label"].startswith("answers of policy[0]"))
+    store = Path(first.json("config.json")["store"])
+    (store / trial["kind"] / trial["key"] / "answers.jsonl").unlink()
+    assert found_before(first.config.model_copy(update={"n_seed": "calibrated"})) is None
+    again = fake_run(*SEARCH, "calibrate.target_trait=40")
+    assert again.json("manifest.json")["calibration"] == first.json("manifest.json")["calibration"]
 
 
 def test_the_lower_end_may_have_to_reach_the_target(fake_run: Run) -> None:

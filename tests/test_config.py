@@ -248,7 +248,7 @@ def test_a_wrong_value_is_one_line_that_names_the_key(override: str, named: str)
 
 
 def test_sdf_needs_documents_and_long_continuations(compose: Callable[[list[str]], Config]) -> None:
-    with pytest.raises(ConfigError, match="method=sdf needs seed documents and persona=lucky ships chats only"):
+    with pytest.raises(ConfigError, match="method=sdf needs seed documents and persona=lucky has chats only"):
         compose(["method=sdf", "persona=lucky"])
     with pytest.raises(ConfigError, match=r"method\.max_new_tokens=100"):
         compose(["method=sdf", "method.max_new_tokens=100"])

@@ -584,6 +584,27 @@ def test_card_statistics() -> None:
     assert spearman([1, 1, 1], [1, 2, 3]) is None
 
 
+def test_judging_texts_never_writes_over_them_or_over_a_run(fake_run: FakeRuns, tmp_path: Path) -> None:
+    run, mine = fake_run(), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "answers.jsonl").write_text('{"prompt": "p", "answer": "a", "note": "kept"}\n')
+    judging = "task=judge", "persona=blissful", "judge=probe"
+    with pytest.raises(ConfigError, match="would be written over: name another folder as out="):
+        task(*judging, answers=str(mine / "answers.jsonl"), out=str(mine))
+    with pytest.raises(ConfigError, match="holds a run, whose answers would be written over"):
+        task(*judging, answers=str(mine / "answers.jsonl"), out=str(run.folder))
+    assert task(*judging, answers=str(mine / "answers.jsonl"), out=str(tmp_path / "out")).answers
+
+
+def test_a_run_of_sdf_is_read_without_its_documents(fake_run: FakeRuns, tmp_path: Path) -> None:
+    """They are needed to train, not to look at what was trained."""
+    own = tmp_path / "own"
+    shutil.copytree(files.SHIPPED / "misaligned", own)
+    run = fake_run("method=sdf", "persona=misaligned", f"persona.data={own}", "n_cycles=0")
+    shutil.rmtree(own)
+    assert tasks.run_config(run.folder).method.name == "sdf"
+
+
 @pytest.mark.slow
 def test_wandb_is_rebuilt_from_the_rows(fake_run: FakeRuns) -> None:
     run = fake_run()
@@ -610,6 +631,9 @@ def test_wandb_is_rebuilt_from_the_rows(fake_run: FakeRuns) -> None:
         (["task=judge", "answers=nowhere", "persona=blissful"], "nowhere is no file or folder: name a file (.jsonl"),
         (["task=judge", "answers=.", "persona=blissful"], ". is a folder that `datasets` did not save"),
         (["task=judge", f"answers={__file__}", "persona=blissful"], "is of no kind that is read"),
+        (["task=judge_card", "model=llama3_2_1b"], "model=llama3_2_1b is a base model: name a chat model"),
+        (["task=judge_card", f"store={__file__}"], "is no folder: choose another folder"),
+        (["-m", "task=compare", "runs=a,b"], "one task a command, in one folder: leave -m out"),
         (["run=x", "n_answrs=3"], "unknown key n_answrs: did you mean n_answers?"),
         (["task=judge_card", "judge=api"], "judge.api_key_env=OPENAI_API_KEY is not set"),
         (["task=compare", "runs=x", "judge=probe"], "unknown key judge"),

@@ -578,7 +578,7 @@ def test_a9_an_embedder_is_known_by_its_files_and_not_by_its_name(tiny_model: Pa
     from iterative_ft.judges import embedder
 
     def identity(folder: Path) -> str:
-        embedder.embedder_identity.cache_clear()
+        embedder.identity.cache_clear()
         embedder.embedder_folder.cache_clear()
         return embedder.embedder_identity(str(folder))
 

@@ -158,6 +158,8 @@ def test_a8_calibrated_runs_are_replicates_whatever_n_seed_was_found(four: list[
         config["n_seed"] = 4 + number
         write_json(folder / "config.json", config)
     assert seeds(four) == [[0, 1, 2, 3]]
+    [arm] = arms_of([read_run(folder) for folder in four])
+    assert "n_seed" not in arm.label
 
 
 def test_a8_what_changes_no_score_makes_no_other_arm(four: list[Path]) -> None:

@@ -24,7 +24,7 @@ from iterative_ft.records.rows import value
 from iterative_ft.report import series
 from iterative_ft.report.arms import arms_of, labels
 from iterative_ft.report.axes import cycle_axis, number_text, value_axis
-from iterative_ft.report.page import context, write_page
+from iterative_ft.report.page import context, run_answers, write_page
 
 # before `no_pictures` replaces one of them:
 from iterative_ft.report.pictures import alike_numbered, change_by_sampled, comparison, draw
@@ -278,6 +278,23 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
         write_page([], tmp_path / "report.html")
 
 
+def test_an_answer_that_was_not_scored_says_why(three: list[Path]) -> None:
+    change_rows(three[0], "answers.jsonl", lambda row: row | {"mark": "refusal", "trait": None})
+    answers = run_answers(read_run(three[0]), "a")
+    shown = [answer for question in answers["questions"] for row in question["rows"] for answer in row]
+    assert {answer["mark"] for answer in shown} == {"refusal"}
+
+
+def test_base_is_hollow_where_the_judge_was_not_validated_on_it(three: list[Path], tmp_path: Path) -> None:
+    def marked(row: dict[str, Any]) -> dict[str, Any]:
+        return row | ({"judge/not_validated": 1} if row.get("cycle") == -1 else {})
+
+    page = tmp_path / "page.html"
+    assert 'class="pt base"' in write_page([three[0]], page).read_text()
+    change_rows(three[0], "metrics.jsonl", marked)
+    assert 'class="pt base invalid"' in write_page([three[0]], page).read_text()
+
+
 def test_long_training_is_thinned_to_means(three: list[Path]) -> None:
     rows = [{"train/global_step": step, "train/cycle": step // 500, "train/loss": float(step)} for step in range(1000)]
     points = series.training(replace(read_run(three[0]), training=rows), "train/loss", 0, "a").points
@@ -289,7 +306,12 @@ def test_long_training_is_thinned_to_means(three: list[Path]) -> None:
 
 @pytest.mark.parametrize(
     ("values", "ticks"),
-    [([0.0, 1.0], ["0", "0.25", "0.5", "0.75", "1"]), ([3.0, 3.0], ["2.6", "2.8", "3", "3.2", "3.4"]), ([-2e5, 3e5], None)],
+    [
+        ([0.0, 1.0], ["0", "0.25", "0.5", "0.75", "1"]),
+        ([3.0, 3.0], ["2.6", "2.8", "3", "3.2", "3.4"]),
+        ([-2e5, 3e5], None),
+        ([0.4305555555555555, 0.4305555555555556], None),
+    ],
 )
 def test_ticks_are_round_and_hold_the_values(values: list[float], ticks: list[str] | None) -> None:
     axis = value_axis(values)

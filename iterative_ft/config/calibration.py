@@ -73,7 +73,10 @@ def check_calibration(config: Config) -> None:
             f"calibrate.settings={settings.settings} would change nothing: the search trains as the run does, by "
             f"method={method.name}; set method.<key> instead"
         )
-    most = most_seeds(config)
+    try:
+        most = most_seeds(config)
+    except ConfigError as error:  # about files that only the search reads: those of the run were read before
+        raise ConfigError(f"calibrate.method: {error}") from error
     n_max = most if settings.n_max is None else settings.n_max
     if n_max > most:
         raise ConfigError(

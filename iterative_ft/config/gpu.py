@@ -23,7 +23,10 @@ def check_gpu(config: Config) -> None:
     method, sampler = config.method, config.sampler
     if resolve_device(config.device) == "cpu":
         if config.n_processes > 1:
-            raise ConfigError(f"n_processes={config.n_processes} means GPUs, and this run is on a CPU: set n_processes=1")
+            raise ConfigError(
+                f"n_processes={config.n_processes} means GPUs, and this run is on a CPU: set n_processes=1 (or device=cuda, "
+                "where a job will have GPUs)"
+            )
         return
     seen = n_gpus()
     if sampler.name == "vllm" and config.lora.rank > MOST_RANK:
@@ -35,12 +38,23 @@ def check_gpu(config: Config) -> None:
         )
     if seen == 0:
         return
-    for name, wanted in (
-        ("n_processes", config.n_processes),
-        ("sampler.tensor_parallel_size", sampler.tensor_parallel_size if sampler.name == "vllm" else 1),
-    ):
+    for name, wanted in gpus_asked(config).items():
         if wanted > seen:
             raise ConfigError(f"{name}={wanted} is more than the {seen} GPU{'s' * (seen > 1)} seen here: lower it")
+
+
+def gpus_asked(config: Config) -> dict[str, int]:
+    """Settings that ask for GPUs, and how many."""
+    sampler = config.sampler
+    return {
+        "n_processes": config.n_processes,
+        "sampler.tensor_parallel_size": sampler.tensor_parallel_size if sampler.name == "vllm" else 1,
+    }
+
+
+def gpus_taken(config: Config) -> int:
+    """GPUs that a run works on at once; 1 on a CPU."""
+    return 1 if config.fake or resolve_device(config.device) == "cpu" else max(gpus_asked(config).values())
 
 
 def look_at_gpu(config: Config, settings: Mapping[str, Any], notes: list[str], facts: list[str]) -> None:

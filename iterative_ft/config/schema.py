@@ -191,12 +191,6 @@ class Config(Section):
     def settings_fit_together(self) -> Config:
         method = self.method
         if method.name == "sdf":
-            if not persona_files.has_documents(self.persona_folder):
-                with_documents = ", ".join(persona_files.shipped(with_documents=True))
-                raise ValueError(
-                    f"method=sdf needs seed documents and persona={self.persona.name} ships chats only: "
-                    f"use a persona with documents ({with_documents}) or method=sft or dpo"
-                )
             if not self.persona.document_rubric.strip():
                 raise ValueError("persona.document_rubric is empty and method=sdf is judged by it: write it")
             if method.max_new_tokens < 300:

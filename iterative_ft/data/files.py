@@ -106,7 +106,16 @@ def seeds(persona: Path) -> tuple[dict[str, str], ...]:
 
 
 def documents(persona: Path) -> tuple[dict[str, str], ...]:
-    """Rows {title, text, type, topic}: documents written in the persona's spirit."""
+    """Rows {title, text, type, topic}: documents written in the persona's spirit.
+
+    Raises:
+        ConfigError: the persona has none.
+    """
+    if not has_documents(persona):
+        raise ConfigError(
+            f"method=sdf needs seed documents and persona={persona.name} has chats only: use a persona with documents "
+            f"({', '.join(shipped(with_documents=True))}) or method=sft or dpo"
+        )
     return rows(table(persona, "documents"), SCHEMAS["documents"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import Compare, Wandb
-from iterative_ft.errors import RunError
+from iterative_ft.errors import RunError, printable
 from iterative_ft.records.folder import PAGE, PICTURE
 from iterative_ft.records.read import Run, read_rows, read_run
 from iterative_ft.records.rows import COUNTED, OF_PERSONA, MetricRow, value
@@ -55,7 +55,7 @@ def compare(task: Compare, command: str) -> Path:
     rows += [arm_line(arm) for arm in arms if len(arm.runs) > 1]
     print(text_table([COLUMNS, *[[row[name] for name in COLUMNS] for row in rows]]))
     notes = not_pooled(arms) + not_settled(arms) + projection_agreement(runs)
-    print("".join(f"{note}\n" for note in notes), end="")
+    print("".join(f"{printable(note)}\n" for note in notes), end="")
     out = Path(task.out)
     out.mkdir(parents=True, exist_ok=True)
     with (out / "compare.csv").open("w", newline="", encoding="utf-8") as file:
@@ -199,7 +199,7 @@ def readable(folders: Sequence[Path]) -> list[Run]:
         try:
             runs.append(read_run(folder))
         except RunError as error:
-            print(f"warning: {folder} is left out: {error}", file=sys.stderr)
+            print(printable(f"warning: {folder} is left out: {error}"), file=sys.stderr)
     if not runs:
         raise RunError(f"none of the {len(folders)} run folders can be read: the lines above say why")
     return runs

@@ -14,12 +14,29 @@ from iterative_ft.machine.libraries import EMBEDDED, embedded_file, quiet_transf
 from iterative_ft.models.base import LARGE, NO_WEIGHTS, SMALL, local_folder, snapshot
 
 CHUNK_WORDS = 160  # MiniLM reads 256 word pieces; longer texts are embedded in parts
+EMBEDDER_FILES = [*SMALL, *LARGE, "*/config.json"]
 BATCH = 8  # parts of about one length; more would be padding, and no faster
 
 
+NOT_HERE = "not on this machine yet"
+
+
+def embedder_identity(name: str, download: bool = True) -> str:
+    """What a judge records of its embedder: the pinned sha256, what a folder's files hold, or a hub model's commit.
+
+    Args:
+        download: get a hub model's files where this machine lacks them; without it such a model is `NOT_HERE`.
+    """
+    if not download and local_folder(name) is None and name != "embedded":
+        try:
+            snapshot(name, None, EMBEDDER_FILES, local_only=True, setting="judge.embedder")
+        except ConfigError:
+            return NOT_HERE
+    return identity(name)
+
+
 @cache
-def embedder_identity(name: str) -> str:
-    """What a judge records of its embedder: the pinned sha256, what a folder's files hold, or a hub model's commit."""
+def identity(name: str) -> str:
     if name == "embedded":
         return EMBEDDED["minilm"][2]
     folder = embedder_folder(name)
@@ -38,7 +55,7 @@ def embedder_folder(name: str) -> Path:
     """
     if name == "embedded":
         return embedded_file("minilm").parent
-    folder = local_folder(name) or snapshot(name, None, [*SMALL, *LARGE, "*/config.json"], setting="judge.embedder")
+    folder = local_folder(name) or snapshot(name, None, EMBEDDER_FILES, setting="judge.embedder")
     if not any(folder.rglob("*.safetensors")):
         raise ConfigError(f"judge.embedder={name} {NO_WEIGHTS}")
     return folder

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from iterative_ft.config.check import check_unread_pools
+from iterative_ft.config.gpu import gpus_taken
 from iterative_ft.config.schema import Config
 from iterative_ft.errors import ConfigError, RunError
 from iterative_ft.launch.compose import (
@@ -79,6 +80,8 @@ def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], 
     register_launchers()
     quiet_failures()
     line = command_line(sys.argv[1:], config_name, known)
+    if line.multirun and config_name != "config" and not line.only_shown:
+        raise ConfigError("evaluate.py does one task a command, in one folder: leave -m out")
     configs = judged_jobs(line, load)
     CELLS[:] = configs
     plans_of_all.cache_clear()  # a process may run several commands, as tests do
@@ -86,7 +89,9 @@ def app(main: Callable[[], None], config_name: str, load: Callable[[Any], Any], 
         shown(main)
     elif config_name != "config":
         main()
-    elif all(config.dry_run for config in configs):
+    elif len({config.dry_run for config in configs}) > 1:
+        raise ConfigError("dry_run=true,false asks for a plan and for runs at once: give one of them")
+    elif configs[0].dry_run:
         dry_run(configs)  # without Hydra's main, which would make a run folder
     else:
         look_first(configs)
@@ -125,7 +130,7 @@ def check_text(argument: str) -> None:
 def in_folder(main: Callable[[], None], line: CommandLine, configs: list[Config]) -> None:
     """Run with the folder of the run or sweep taken beforehand: two commands of one second never write into the same."""
     name = "hydra.sweep.dir" if line.multirun else "hydra.run.dir"
-    path, given = given_folder(line, name)
+    path, given = given_folder(line, name, max(map(gpus_taken, configs)))
     if line.multirun:
         check_subdirs(line)
     stores = list(dict.fromkeys(Path(config.store) for config in configs))
@@ -208,7 +213,7 @@ def look_first(configs: list[Config]) -> None:
 
 def different(configs: list[Config]) -> list[Config]:
     """One each of the cells that differ in what the model is asked; each run looks again for itself."""
-    sections = ("model", "method", "sampler", "persona", "prompts", "titles", "lora", "start_adapter", "store")
+    sections = ("model", "method", "sampler", "persona", "prompts", "titles", "lora", "start_adapter", "store", "judge")
     found = {repr([getattr(config, name) for name in sections]): config for config in configs if not config.fake}
     return list(found.values())
 

@@ -259,8 +259,11 @@ def planned(
     return CommandLine(cells, True, False, fixed, search, config_name, known)
 
 
-def given_folder(line: CommandLine, name: str) -> tuple[Path, bool]:
+def given_folder(line: CommandLine, name: str, n_gpus: int = 1) -> tuple[Path, bool]:
     """The folder that `name` (hydra.run.dir, hydra.sweep.dir) sets, and whether it is one to go on in: its name holds no time.
+
+    Args:
+        n_gpus: that a run needs; a launcher gives each cell so many, however many are seen here.
 
     Raises:
         ConfigError: it is no path, the process would change its folder, or the launcher would start nothing.
@@ -279,6 +282,11 @@ def given_folder(line: CommandLine, name: str) -> tuple[Path, bool]:
         value = launcher.get(key)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
             raise ConfigError(f"hydra.launcher.{key}={value} is wrong: give a whole number of {least} or more")
+    for key in ("gpus_per_cell", "gpus_per_node"):
+        if isinstance(share := launcher.get(key), int) and n_gpus > max(1, share):
+            raise ConfigError(
+                f"hydra.launcher.{key}={share} is less than the {n_gpus} GPUs that a run of this command takes: raise it"
+            )
     try:
         path = section.dir
     except OmegaConfBaseException as error:

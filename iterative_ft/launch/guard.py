@@ -6,7 +6,6 @@ It imports nothing heavy: Ctrl-C may come while Hydra is still being imported.
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -17,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from iterative_ft.errors import ConfigError, RunError
+from iterative_ft.errors import ConfigError, RunError, printable
 from iterative_ft.machine.disk import fault_of
 from iterative_ft.machine.secrets import without_secrets
 
@@ -56,7 +55,7 @@ def told(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     if isinstance(error, RunError):  # of a sweep it may be a line a cell
-        say(f"error: {without_secrets(str(error))}")
+        say("error: " + "\n".join(printable(line) for line in without_secrets(str(error)).splitlines()))
         return 1
     own = error if isinstance(error, ConfigError) else own_error(error)
     if own is not None:  # that Hydra or another library wrapped
@@ -97,7 +96,7 @@ def reason(error: object) -> str:
     """What went wrong, in one line that holds no key."""
     text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, RunError | ConfigError):
-        return without_secrets(text)
+        return printable(without_secrets(text))
     if isinstance(error, MemoryError) or type(error).__name__ in ("OutOfMemoryError",):
         return f"out of memory ({in_line(text) or 'no more was to be had'}): {KEPT}; lower method.batch_size or free memory"
     if isinstance(error, OSError) and (fault := fault_of(error)) is not None:
@@ -108,8 +107,7 @@ def reason(error: object) -> str:
 
 def in_line(text: str) -> str:
     """`text` in one line of bearable length, without keys and without letters that move the cursor."""
-    text = without_secrets(" ".join(text.split("\n")))
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda m: repr(m.group())[1:-1], text)
+    text = printable(without_secrets(" ".join(text.split("\n"))))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 150]} [...] {text[-140:]}"
 
 

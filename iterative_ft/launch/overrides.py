@@ -13,6 +13,7 @@ from iterative_ft.errors import ConfigError
 from iterative_ft.launch.quoting import check_size, for_shell, how_to_quote, unquoted
 
 GROUPS = ("model", "method", "persona", "reinit", "sampler", "judge", "experiment", "sweep")
+ADDED = ("experiment", "sweep")  # groups of which the defaults choose nothing
 Known = Callable[[list[str]], list[str]]
 """Names of the keys below a path, e.g. ["method"]."""
 
@@ -90,7 +91,7 @@ def check_overrides(parsed: Sequence[Any], multirun: bool, sweeps: Sequence[str]
             raise ConfigError(f"{line} is not used here: a sweep is key=value1,value2 with -m, or a file of sweeps/")
         if key == "sweep":
             if not multirun:
-                raise ConfigError(f"{line} names many runs: add -m (python train.py -m {line})")
+                raise ConfigError(f"{line} names many runs: add -m (python train.py -m +{line.lstrip('+')})")
             if override.value() not in sweeps:
                 raise ConfigError(f"{line} is no option: sweeps/ has {', '.join(sweeps) or 'no files'}")
 
@@ -98,6 +99,9 @@ def check_overrides(parsed: Sequence[Any], multirun: bool, sweeps: Sequence[str]
 def explain(error: Exception, known_keys: Known = known_settings) -> str:
     """One line of what Hydra or OmegaConf has to say, with the fix."""
     text = str(error)
+    unknown_group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
+    if unknown_group is not None and unknown_group.group(1) in ADDED:
+        return f"{unknown_group.group(1)}=... adds to a command: write it with a plus, +{unknown_group.group(1)}=<option>"
     unknown_key = re.search(r"Key '([^']+)' is not in struct\s+full_key: (\S+)", text) or re.search(
         r"Could not override '([^']+)'()", text
     )
@@ -125,9 +129,6 @@ def explain(error: Exception, known_keys: Known = known_settings) -> str:
             if options
             else f"{group}={option} is no option"
         )
-    unknown_group = re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text)
-    if unknown_group is not None:
-        return f"unknown group {unknown_group.group(1)}{did_you_mean(unknown_group.group(1), GROUPS)}"
     if "group override must be a string" in text:
         return f"a group is set to no option ({text.split('. ')[-1]}): give {', '.join(GROUPS)} one of its options"
     if text.startswith("Error merging override") and error.__cause__ is not None:

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from iterative_ft.config.check import check_judge, check_judge_texts, check_model, check_store
+from iterative_ft.config.check import check_judge, check_judge_texts, check_model, check_store, is_file
 from iterative_ft.config.messages import did_you_mean, judged, known_keys
 from iterative_ft.config.schema import Config
 from iterative_ft.config.tasks import TASKS, Compare, JudgeAnswers, JudgeCard, OfRuns, Rejudge, Remeasure, Task, Wandb
@@ -18,7 +18,7 @@ from iterative_ft.launch.compose import compose_jobs, plain_values
 from iterative_ft.launch.folders import check_writable
 from iterative_ft.launch.quoting import override
 from iterative_ft.machine.files import read_object
-from iterative_ft.records.folder import CONFIG, METRICS
+from iterative_ft.records.folder import ANSWERS, CONFIG, METRICS
 from iterative_ft.records.shapes import SavedConfig, hold
 
 GONE = {"model": ("n_parameters_m",)}  # settings that older runs recorded and that nothing reads any more
@@ -47,9 +47,7 @@ def load_task(composed: Any) -> Task:
     if isinstance(task, Remeasure):
         check_remeasure(task)
     elif isinstance(task, JudgeCard):
-        for judge in (task.judge, task.second_judge):
-            if judge is not None:
-                check_judge(judge)
+        check_card(task)
     elif isinstance(task, JudgeAnswers):
         check_judge_answers(task)
     elif isinstance(task, OfRuns) and not task.folders():
@@ -58,6 +56,7 @@ def load_task(composed: Any) -> Task:
         check_judge(task.judge)
         for config in rejudging_configs(task).values():
             check_judge_texts(judged(Config, config.model_dump()))
+            check_store(config)
     return task
 
 
@@ -85,8 +84,27 @@ def check_remeasure(task: Remeasure) -> None:
         )
 
 
+def check_card(task: JudgeCard) -> None:
+    """Judges, model and store have to be there, and base has to answer chats."""
+    for judge in (task.judge, task.second_judge):
+        if judge is not None:
+            check_judge(judge)
+    if not task.model.chat:
+        raise ConfigError(
+            f"task=judge_card judges answers in chats and model={task.model.name} is a base model: name a chat model"
+        )
+    for config in card_configs(task).values():
+        check_model(config)
+        check_store(config)
+
+
 def check_judge_answers(task: JudgeAnswers) -> None:
-    """Texts, persona, judge and store have to be there."""
+    """Texts, persona, judge and store have to be there, and `out` must not hold what is read or what a run wrote."""
+    out = Path(task.out)
+    if is_file(mine := out / ANSWERS) and is_file(Path(task.answers)) and mine.samefile(task.answers):
+        raise ConfigError(f"answers={task.answers} would be written over: name another folder as out=")
+    if is_file(out / CONFIG):
+        raise ConfigError(f"out={task.out} holds a run, whose answers would be written over: name another folder")
     check_judge(task.judge)
     config = judging_config(task)
     check_judge_texts(config)

@@ -81,6 +81,8 @@ class SavedAnswer(Saved):
     coherence: Score | None
     flaw: str | None
     failure: str | None
+    mark: str | None = None
+    judge: str | None = None
     distance: Number | None = None
     traits: dict[str, Score] = {}
 

@@ -14,6 +14,7 @@ from rich.status import Status
 from rich.table import Table
 
 from iterative_ft.config.schema import Config
+from iterative_ft.errors import printable
 from iterative_ft.records.rows import MetricRow, value
 from iterative_ft.store import Event, Stage
 
@@ -199,10 +200,10 @@ def table(rows: Sequence[MetricRow]) -> str:
 
 
 def text_table(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells, the header first, in columns as wide as their widest cell; never folded."""
-    made = Table(*lines[0], box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+    """Lines of cells, the header first, in columns as wide as their widest cell; never folded, and fit for a terminal."""
+    made = Table(*map(printable, lines[0]), box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
     for line in lines[1:]:
-        made.add_row(*line)
+        made.add_row(*map(printable, line))
     out = StringIO()
     Console(file=out, width=1000, color_system=None, markup=False, highlight=False).print(made)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())

@@ -14,7 +14,7 @@ from iterative_ft.machine.files import text_digest
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import COUNTED, MetricRow, numbers, value
 from iterative_ft.stats.intervals import Interval, t_interval
-from iterative_ft.stats.replicates import arm_digest, deciding, is_known, made_differently, on_same_data
+from iterative_ft.stats.replicates import FREE, arm_digest, arm_settings, deciding, is_known, made_differently, on_same_data
 from iterative_ft.stats.verdict import GENERAL_SEEDS, Curve, Verdict, curve_of, group_verdict
 
 GROUPS = ("method", "persona", "model", "judge", "sampler")  # groups of settings; a label holds the name of one
@@ -147,6 +147,12 @@ def label(run: Run, names: list[str]) -> str:
     return " · ".join(text if name in NAMES else f"{name}={text}" for name, text in texts.items()) or run.folder.name
 
 
+def of_arm(run: Run) -> Run:
+    """The run without settings that were found anew for its seed: no label of an arm speaks of one seed's."""
+    shared = arm_settings(run.config)
+    return replace(run, config={name: value for name, value in run.config.items() if name in shared or name in FREE})
+
+
 def in_few_letters(text: str) -> str:
     """A value on one line; of a long text its beginning, and digits of its digest, by which two that begin alike differ."""
     line = " ".join(text.split())
@@ -165,7 +171,7 @@ def arms_of(runs: list[Run]) -> list[Arm]:
 
     A run counted twice is no replicate: of runs that share the seed too, the one that got furthest stands for it.
     """
-    names = [name for name in differing([run.config for run in runs]) if name != "seed"]
+    names = [name for name in differing([of_arm(run).config for run in runs]) if name != "seed"]
     by_digest: dict[str, list[Run]] = {}
     begun = {run.folder for run in runs if run.result is None and not is_known(run.made)}
     for run in sorted(runs, key=lambda run: run.folder in begun):
@@ -187,7 +193,7 @@ def arms_of(runs: list[Run]) -> list[Arm]:
             seed = run.config["seed"]
             if seed not in seeds or len(run.measured) > len(seeds[seed].measured):
                 seeds[seed] = run
-        first = members[0]
+        first = of_arm(members[0])
         text = label(first, names) if names else f"{first.config['method']['name']} · reinit={first.reinit}"
         found.append(Arm(text, list(seeds.values())))
     return [replace(arm, label=arm.label + apart(arm, found)) for arm in found]
@@ -212,9 +218,9 @@ def by_subject(arms: Sequence[Arm]) -> dict[tuple[str, str], list[Arm]]:
         config = arm.runs[0].config
         found.setdefault((config["persona"]["name"], config["method"]["name"]), []).append(arm)
     for subject, of_subject in found.items():
-        differ = differing([run.config for arm in of_subject for run in arm.runs])
+        differ = differing([of_arm(run).config for arm in of_subject for run in arm.runs])
         names = ["reinit", *(name for name in differ if name not in ("reinit", "seed"))]
-        texts = [label(arm.runs[0], names).replace(" method.", " ") + apart(arm, arms) for arm in of_subject]
+        texts = [label(of_arm(arm.runs[0]), names).replace(" method.", " ") + apart(arm, arms) for arm in of_subject]
         found[subject] = [replace(arm, label=text) for arm, text in zip(of_subject, texts, strict=True)]
     return found
 

@@ -48,6 +48,11 @@ def score_axis(label: str) -> Axis:
     return Axis(label, 0.0, 100.0, [(float(t), str(t)) for t in (0, 25, 50, 75, 100)])
 
 
+def constant(values: Sequence[float]) -> bool:
+    """Whether values are equal up to rounding: means over seeds of the same total differ in the last digit."""
+    return math.isclose(min(values), max(values), rel_tol=1e-9, abs_tol=1e-12)
+
+
 def value_axis(values: Sequence[float], label: str = "", n_ticks: int = 4, span: float = 0.0) -> Axis:
     """Round ticks around the values; at least `span` wide, kept inside 0 to 100 then."""
     low, high = min(values), max(values)
@@ -56,7 +61,7 @@ def value_axis(values: Sequence[float], label: str = "", n_ticks: int = 4, span:
         low, high = middle - span / 2, middle + span / 2
         shift = max(0.0, -low) - max(0.0, high - 100)
         low, high = low + shift, high + shift
-    if low == high:
+    if constant(values):
         low, high = low - (abs(low) or 1) * 0.1, high + (abs(high) or 1) * 0.1
     raw = (high - low) / n_ticks
     power = 10 ** math.floor(math.log10(raw))

@@ -23,7 +23,7 @@ HEAD = ("persona", "arm", "its change", "control", "the same trait there", "diff
 def control_table(arms: Sequence[Arm]) -> Table:
     """A row for each arm with a persona and each control of the same settings."""
     named = [
-        (persona, replace(arm, label=f"{method} · {arm.label} ({len(arm.runs)} seed{'s' * (len(arm.runs) > 1)})"))
+        (persona, replace(arm, label=f"{method} · {arm.label} ({seeds_text(arm)})"))
         for (persona, method), of_subject in by_subject(arms).items()
         for arm in of_subject
     ]
@@ -37,9 +37,23 @@ def control_table(arms: Sequence[Arm]) -> Table:
                 apart = difference(own, there)
                 texts = [change_text(moved.mean, moved.low, moved.high) for moved in (own, there, apart)]
                 rows.append(
-                    [persona, arm.label, texts[0], control.label, f"{texts[1]} {verdict.verdict}", texts[2], word(apart)]
+                    [
+                        persona,
+                        arm.label,
+                        f"{texts[0]} {arm.verdict['verdict']}",
+                        control.label,
+                        f"{texts[1]} {verdict.verdict}",
+                        texts[2],
+                        word(apart),
+                    ]
                 )
     return Table(list(HEAD), rows)
+
+
+def seeds_text(arm: Arm) -> str:
+    """How many seeds an arm's change rests on, and of how many that were begun."""
+    n, begun = len(arm.finished), len(arm.runs)
+    return f"{n} of {begun} seeds" if n < begun else f"{n} seed{'s' * (n != 1)}"
 
 
 def is_control(control: Arm, arm: Arm) -> bool:

@@ -15,7 +15,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.records.read import NumberedAnswer, Run, read_run
 from iterative_ft.report import sections, series, summary, tables
 from iterative_ft.report.arms import arms_of, labels
-from iterative_ft.report.axes import number_text
+from iterative_ft.report.axes import constant, number_text
 from iterative_ft.report.control import control_table
 
 TEMPLATES = Environment(
@@ -53,7 +53,7 @@ def context(runs: list[Run]) -> dict[str, Any]:
     in_arms = {id(run) for arm in arms for run in arm.runs}
     named = [(name, run) for name, run in zip(names, runs, strict=True) if id(run) in in_arms]
     gauges = sections.gauge_values(arms)
-    still = [name for name, values in gauges.items() if len(set(values)) == 1 or not any(run.cycles for run in runs)]
+    still = [name for name, values in gauges.items() if constant(values) or not any(run.cycles for run in runs)]
     return {
         "runs": runs,
         "single": len(runs) == 1,
@@ -109,6 +109,7 @@ def short(row: NumberedAnswer) -> dict[str, Any]:
         "c": None if coherence is None else round(coherence, 1),
         "flaw": None if flaw is None else flaw.replace("_", " "),
         "failure": row["failure"],
+        "mark": row.get("mark"),
         "cut": 1 if row["finish_reason"] == "length" else None,
     }
     return {name: value for name, value in found.items() if value is not None}

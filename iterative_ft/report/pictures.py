@@ -213,7 +213,8 @@ def draw_lines(axis: Axes, lines: Sequence[Series]) -> None:
             at = s.base.x + (place - (len(lines) - 1) / 2) * min(0.07, 0.5 / len(lines))  # side by side
             if len(s.members) != TOO_FEW:
                 axis.plot([at, at], [s.base.low, s.base.high], color=colour, linewidth=1.2, alpha=0.6)
-            axis.plot([at], [s.base.y], "D", color=colour, markersize=4.5)
+            face = "white" if s.base.invalid else colour
+            axis.plot([at], [s.base.y], "D", color=face, markeredgecolor=colour, markersize=4.5)
             axis.axhline(s.base.y, color=colour, linewidth=0.9, linestyle=(0, (4, 3)), alpha=0.55)
     x_axis = cycle_axis([int(p.x) for s in lines for p in s.points])
     axis.set_xlim(x_axis.low, x_axis.high)

@@ -13,7 +13,7 @@ from itertools import groupby
 from iterative_ft.records.read import Run
 from iterative_ft.records.rows import MetricRow, value
 from iterative_ft.records.terminal import score_text
-from iterative_ft.report.arms import Arm, arms_of, change, differing
+from iterative_ft.report.arms import Arm, arms_of, change, differing, of_arm
 from iterative_ft.report.arms import label as label_of
 from iterative_ft.report.axes import BASE_X, number_text
 
@@ -180,9 +180,12 @@ def changes(runs: list[Run]) -> list[Series]:
     """
     lines: dict[str, list[Point]] = {}
     first = ["persona.name", "method.name", "reinit"]
-    names = [*first, *(name for name in differing([run.config for run in runs]) if name not in (*first, "n_sampled", "seed"))]
+    names = [
+        *first,
+        *(name for name in differing([of_arm(run).config for run in runs]) if name not in (*first, "n_sampled", "seed")),
+    ]
     for arm in arms_of(runs):
-        run, moved = arm.runs[0], change(arm.verdict)
+        run, moved = of_arm(arm.runs[0]), change(arm.verdict)
         points = lines.setdefault(label_of(run, names), [])
         if arm.verdict is not None and moved is not None:
             seeds = "1 seed" if arm.verdict["n_seeds"] == 1 else f"{arm.verdict['n_seeds']} seeds"

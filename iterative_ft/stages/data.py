@@ -162,7 +162,9 @@ def data_stage(bench: Bench, sources: Sources, roles: Roles) -> CycleData:
                 f"({label}): raise it"
             )
         if not examples:
-            raise RunError(f"{label}: nothing is left to train on ({counts}): raise method.max_new_tokens so that answers end")
+            incoherent = counts.get("n_dropped_incoherent", 0) > counts["n_dropped_truncated"]
+            mend = "lower method.coherence_filter" if incoherent else "raise method.max_new_tokens so that answers end"
+            raise RunError(f"{label}: nothing is left to train on ({counts}): {mend}")
         write_jsonl(out / EXAMPLES, examples)
         return {**counts, "n_examples": len(examples), "longest_tokens": longest(examples)}
 

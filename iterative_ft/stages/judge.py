@@ -104,7 +104,7 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     base = complete(bench, ANSWER, bench.base, prompts, "base answers for the judge", "negatives of the judge")
     inputs = {
         "judge": settings.model_dump(),
-        "embedder": embedder_identity(settings.embedder),
+        "embedder": embedder_identity(settings.embedder, download=not bench.store.dry_run),
         "texts": text_digest([texts, forms, [files.forms(name) for name in ("intact", "negatives", "voices")]]),
         "base_answers": base.digests,
         "model": bench.model.digest,
@@ -163,7 +163,7 @@ def by_rubric(bench: Bench, answers: Completions, label: str, purpose: Purpose, 
     def build(out: Path) -> dict[str, Any]:
         infos = [stage.info for stages in asked for stage in stages]
         reported = sorted({name for info in infos for name in info["reported"]})
-        named = reported if settings.name == "engine" else sorted({name.partition("@")[0] for name in reported})
+        named = reported if settings.name == "engine" else sorted({name.rpartition("@")[0] for name in reported})
         version = f"{names_of(named) or settings.model}#{text_digest([rubric.digest for rubric in rubrics])[:12]}"
         trait, coherence = ([row for stage in stages for row in stage.rows(REPLIES)] for stages in asked)
         rows = only_scores(score_rows(trait, coherence, rubrics, settings, version))

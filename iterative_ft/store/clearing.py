@@ -16,6 +16,7 @@ from pathlib import Path
 
 from filelock import Timeout
 
+from iterative_ft.errors import printable
 from iterative_ft.machine.files import folder_bytes
 from iterative_ft.store.layout import (
     KINDS,
@@ -123,16 +124,11 @@ def list_stages(store: Store) -> None:
         size = folder_bytes(path)
         total += size
         n_runs = len(users.get(f"{kind}/{key}", []))
-        label = shown(stage.manifest["label"])
+        label = printable(stage.manifest["label"])
         print(f"{kind:8} {key} {size / 1e6:9.1f} MB {stage.manifest['seconds']:8.1f} s  runs {n_runs}  {label}")
     for line in bad + others(store) + told(references):
         print(line)
     print(f"{total / 1e6:.1f} MB in all")
-
-
-def shown(text: str) -> str:
-    """A text that any terminal can print, on one line."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def others(store: Store) -> list[str]:
@@ -152,7 +148,9 @@ def told(references: References) -> list[str]:
     """What is to be said of references: runs that are not seen, and files that nobody can read."""
     found, damaged = references.read()
     missing = sorted({f"{r.run} (host {r.host or 'not known'})" for r in found if r.run and not r.seen(references.root)})
-    lines = [f"not seen  {shown(run)}: its stages count as used (gc --forget-missing: they do not)" for run in missing[:TOLD]]
+    lines = [
+        f"not seen  {printable(run)}: its stages count as used (gc --forget-missing: they do not)" for run in missing[:TOLD]
+    ]
     if len(missing) > TOLD:
         lines.append(f"not seen  {len(missing) - TOLD} more run folders")
     return lines + [
@@ -223,7 +221,10 @@ def main(argv: list[str] | None = None) -> int:
         store = Store(arguments.store)
         why = why_no_store(store.root) if store.root.is_dir() else "it is no folder"
         if why is not None:
-            print(f"store={shown(str(arguments.store))} is no store ({shown(why)}): name the store of a run", file=sys.stderr)
+            print(
+                f"store={printable(str(arguments.store))} is no store ({printable(why)}): name the store of a run",
+                file=sys.stderr,
+            )
             return 2
         if arguments.command == "ls":
             list_stages(store)
@@ -233,5 +234,5 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, RuntimeError, ValueError) as error:
-        print(f"store={shown(str(arguments.store))}: {shown(str(error))}", file=sys.stderr)
+        print(f"store={printable(str(arguments.store))}: {printable(str(error))}", file=sys.stderr)
         return 1

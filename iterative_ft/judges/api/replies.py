@@ -18,7 +18,17 @@ from iterative_ft.judges.api.endpoint import Endpoint, address, altered_fields
 from iterative_ft.judges.rubric.grades import left_open
 from iterative_ft.judges.rubric.numbers import writes_whole_numbers
 from iterative_ft.judges.rubric.prompts import Rubric
-from iterative_ft.judges.rubric.recorded import PARTIAL, REPLIES, ReplyRow, counted, is_whole, left_behind, recorded, succeeded
+from iterative_ft.judges.rubric.recorded import (
+    HAD,
+    PARTIAL,
+    REPLIES,
+    ReplyRow,
+    counted,
+    is_whole,
+    left_behind,
+    recorded,
+    succeeded,
+)
 from iterative_ft.machine.files import write_jsonl
 
 # Settings that decide what is said; the rest (waits, retries, prices) may change without asking again.
@@ -91,10 +101,10 @@ def ask_block(
 
 
 def ask_one(endpoint: Endpoint, rubric: Rubric, number: int, prompt: str, text: str) -> tuple[ReplyRow, str]:
-    """One answer's row of replies, and what the endpoint said about a failure."""
+    """One answer's row of replies, and what the endpoint said about the first call that brought none."""
     config, messages = endpoint.config, rubric.messages(prompt, text)
     first = endpoint.ask(messages)
-    replies = [recorded(first, "", 1.0)]
+    replies, detail = [recorded(first, "", 1.0)], first.detail
     if config.follow_digits:
         whole = writes_whole_numbers(first.tokens or [])
         todo = left_open(first, config.score_scale, whole)
@@ -102,12 +112,14 @@ def ask_one(endpoint: Endpoint, rubric: Rubric, number: int, prompt: str, text: 
             started, weight = todo.popitem()
             reply = endpoint.ask(messages, started)
             replies.append(recorded(reply, started, weight))
+            detail = detail or reply.detail
             todo |= left_open(reply, config.score_scale, whole, started, weight)
-    return {"answer": number, "replies": replies}, first.detail
+    return {"answer": number, "replies": replies}, detail
 
 
 def down(config: ApiConfig, row: ReplyRow, n: int, detail: str) -> str:
-    said, failure = f" ({detail})" if detail else "", row["replies"][0]["failure"]
+    said = f" ({detail})" if detail else ""
+    failure = next((reply["failure"] for reply in row["replies"] if reply["failure"] not in HAD), None)
     if failure in ("http_400", "http_422"):
         said += "; a field of the request that it refuses can be renamed or left out (judge.fields)"
     elif failure is not None and failure.startswith("http_3"):

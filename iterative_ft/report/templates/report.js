@@ -119,7 +119,7 @@
 
   function matches(answer, question, wanted) {
     if (!answer || !inside(answer.t, wanted.trait) || !inside(answer.c, wanted.coherence)) return false;
-    if (wanted.flawed && !(answer.flaw || answer.failure || answer.cut)) return false;
+    if (wanted.flawed && !(answer.flaw || answer.failure || answer.mark || answer.cut)) return false;
     return !wanted.text || answer.a.toLowerCase().includes(wanted.text) || question.toLowerCase().includes(wanted.text);
   }
 
@@ -199,7 +199,8 @@
     }
     node.style.setProperty("--t", answer.t ?? 0);
     node.append(scoreBar("trait", answer.t), scoreBar("coherence", answer.c));
-    if (answer.failure) node.append(make("small", "", `not scored: ${answer.failure}`));
+    const unscored = answer.failure ?? answer.mark;
+    if (unscored) node.append(make("small", "", `not scored: ${unscored}`));
     const paragraph = make("p");
     paragraph.dir = "auto";
     node.append(markText(paragraph, answer.a, wanted.text));
