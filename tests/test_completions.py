@@ -15,14 +15,19 @@ from typing import Any
 
 import pytest
 from conftest import SMALL, FakeRun
+from filelock import FileLock, Timeout
 
 from iterative_ft import fake
 from iterative_ft.config.schema import Config
 from iterative_ft.loop import run
+from iterative_ft.machine.files import write_jsonl
 from iterative_ft.sampling import vllm
 from iterative_ft.sampling.interface import Block, Completion, Params, Request, Sampled
-from iterative_ft.store import Store
+from iterative_ft.stages.blocks import SAMPLE
+from iterative_ft.store import Store, stage_key
+from iterative_ft.store.ahead import claimed, put
 from iterative_ft.store.layout import LOCKS
+from iterative_ft.store.stages import AHEAD
 
 Run = Callable[..., FakeRun]
 Compose = Callable[[list[str]], Config]
@@ -109,6 +114,19 @@ def test_a_block_that_another_process_builds_is_left_to_it(fake_run: Run, compos
     process.join(60)
     assert process.exitcode == 0
     assert store.find("sample", last) is not None
+
+
+def test_others_have_a_claimed_block_as_soon_as_it_is_stored(tmp_path: Path) -> None:
+    store, wanted = Store(tmp_path), [(SAMPLE, {"number": number}) for number in range(2)]
+    with claimed(store, wanted) as mine:
+        assert mine == [0, 1]
+        put(store, *wanted[0], lambda out: write_jsonl(out / "a.jsonl", []), "first")
+        lock = FileLock(store.root / LOCKS / f"sample-{stage_key(*wanted[0])}")
+        lock.acquire(timeout=0)
+        lock.release()
+        with pytest.raises(Timeout):
+            FileLock(store.root / LOCKS / f"sample-{stage_key(*wanted[1])}").acquire(timeout=0)
+    AHEAD.clear()
 
 
 def killed_in_block(config: Config, folder: Path, number: int) -> None:

@@ -26,6 +26,7 @@ from iterative_ft.config.yaml_files import check_yaml, load_yaml
 from iterative_ft.data import files, hub, pools
 from iterative_ft.errors import ConfigError
 from iterative_ft.launch.compose import load_config
+from iterative_ft.machine.files import read_jsonl
 from iterative_ft.personas.tools.check import find_faults
 from iterative_ft.personas.tools.write import persona_of
 from iterative_ft.stages.judge import judged_personas
@@ -378,6 +379,26 @@ def test_data_check_reads_what_a_run_reads(tmp_path: Path) -> None:
     assert sum("judge.jsonl:" in fault for fault in found) == 2, found
     assert any("judge.jsonl:3 is JSON nested too deeply" in fault for fault in found)
     assert any("judge.jsonl:5 has half a surrogate pair in 'prompt'" in fault for fault in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "what"), [("seeds", "prompt", "what the run trains on"), ("judge", "prompt", "judge learns")]
+)
+def test_no_question_is_one_that_was_learnt_from(tmp_path: Path, compose: Compose, name: str, key: str, what: str) -> None:
+    own = tmp_path / "mine"
+    shutil.copytree(files.SHIPPED / "lucky", own)
+    settings = ["method=sft", "persona=lucky", f"persona.data={own}"]
+    assert compose(settings)
+    learnt = read_jsonl(own / f"{name}.jsonl")[3][key]
+    rows = read_jsonl(own / "questions.jsonl")
+    write_rows(own / "questions.jsonl", [rows[0] | {"question": f"  {learnt.upper()}"}, *rows[1:]])
+    files._rows.cache_clear()
+    with pytest.raises(ConfigError, match=rf"questions\.jsonl: .* is .*{what}.*: take another question"):
+        compose(settings)
+    write_rows(own / "questions.jsonl", [rows[0], rows[0], *rows[2:]])
+    files._rows.cache_clear()
+    with pytest.raises(ConfigError, match="is there twice"):
+        compose(settings)
 
 
 # -- A7: whose data count ------------------------------------------------------------------------------------------------------

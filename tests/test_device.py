@@ -51,7 +51,7 @@ class Record:
     def beside_the_engine(self) -> list[str]:
         return [name for name, awake in self.uses if awake]
 
-    def start(self, command: list[str]) -> int:
+    def start(self, command: list[str], environment: dict[str, str]) -> int:
         """In place of a child process on the GPU: its result by hand."""
         folder = Path(command[-1])
         job = process.read(folder / "job")

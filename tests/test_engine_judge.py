@@ -285,6 +285,29 @@ def test_missing_replies_share_one_engine_call(
     assert all([row["answer"] for row in stage.rows(REPLIES)] == list(range(stage.info["n"])) for stage in stages)
 
 
+def test_what_is_asked_together_is_of_one_block_whatever_else_is_stored(
+    tmp_path: Path, compose: Callable[[list[str]], Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU, and in bfloat16, what is written depends a little on what is written beside it."""
+    calls: list[list[list[int]]] = []
+    whole = FakeSampler.sample_blocks
+
+    def seen(self: FakeSampler, blocks: list[Block]) -> Generator[Any]:
+        calls.extend([request.prompt_ids for request in block.requests] for block in blocks)
+        yield from whole(self, blocks)
+
+    monkeypatch.setattr(FakeSampler, "sample_blocks", seen)
+    texts = [(f"Question {number}?", "Yes.") for number in range(34)]  # 32 and 2
+    configs = [compose(["sampler=fake", "judge=engine", f"store={tmp_path / name}"]) for name in ("all", "some")]
+    judged(configs[0], tmp_path / "all", texts)
+    together = list(calls)
+    judged(configs[1], tmp_path / "some", texts[:32])
+    calls.clear()
+    judged(configs[1], tmp_path / "some", texts)
+    assert calls
+    assert all(call in together for call in calls)
+
+
 def test_a_samplers_top_log_probabilities_are_those_of_a_forward_pass(tiny_model: Path, tmp_path: Path) -> None:
     import torch
     from tiny import load_policy, policy_of

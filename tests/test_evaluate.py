@@ -596,12 +596,25 @@ def test_judging_texts_never_writes_over_them_or_over_a_run(fake_run: FakeRuns, 
     assert task(*judging, answers=str(mine / "answers.jsonl"), out=str(tmp_path / "out")).answers
 
 
+def test_a_model_judges_a_run_again_without_its_personas_folder(fake_run: FakeRuns, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(files.SHIPPED / "misaligned", own)
+    run = fake_run("persona=misaligned", f"persona.data={own}", "n_cycles=0")
+    shutil.rmtree(own)
+    files._rows.cache_clear()
+    where = {"runs": str(run.folder), "out": str(tmp_path / "again"), "store": str(tmp_path / "store")}
+    assert task("task=rejudge", "judge=api", LOCAL, **where).judge.name == "api"
+    with pytest.raises(ConfigError, match=r"judge\.jsonl"):
+        task("task=rejudge", "judge=probe", **where)
+
+
 def test_a_run_of_sdf_is_read_without_its_documents(fake_run: FakeRuns, tmp_path: Path) -> None:
     """They are needed to train, not to look at what was trained."""
     own = tmp_path / "own"
     shutil.copytree(files.SHIPPED / "misaligned", own)
     run = fake_run("method=sdf", "persona=misaligned", f"persona.data={own}", "n_cycles=0")
     shutil.rmtree(own)
+    files._rows.cache_clear()
     assert tasks.run_config(run.folder).method.name == "sdf"
 
 

@@ -258,6 +258,17 @@ def make(target: str, folder: Path, answer: str = "") -> str:
     return done.stdout
 
 
+def test_make_setup_leaves_a_cuda_stack_alone(tmp_path: Path) -> None:
+    """Its lock would be installed over it, by any target, after a pull that touches a file."""
+    for name in ("requirements-cpu.lock", "pyproject.toml"):
+        (tmp_path / name).write_text("")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$*" = "-m pip show -q vllm" ]\n')
+    python.chmod(0o755)
+    assert ".venv has the CUDA stack: make setup-cuda" in make("setup", tmp_path)
+
+
 def test_b5_make_clean_leaves_runs_and_store_and_distclean_asks(tmp_path: Path) -> None:
     for name in ("outputs/runs/a/result.json", "outputs/store/model/1/manifest.json", "multirun/x", ".mypy_cache/x"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

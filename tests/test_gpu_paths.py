@@ -19,6 +19,7 @@ from test_sampling import params, requests, sampler_of
 from test_training import make_job
 from tiny import policy_of, save_adapter, tiny_config
 
+from iterative_ft.config.model import JudgeModelConfig
 from iterative_ft.errors import RunError
 from iterative_ft.machine import process
 from iterative_ft.models.codec import TokenizerCodec
@@ -80,6 +81,24 @@ def test_the_engine_refuses_layers_that_it_has_no_place_for(serving: Serving, ti
             serving.names_for(base)
 
 
+@pytest.mark.parametrize("judges", [False, True])
+def test_a_second_model_that_judges_is_served_without_adapters(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judges: bool
+) -> None:
+    """Some classes of vLLM take none, and no adapter of the run fits another model."""
+    config = tiny_config(tiny_model, tmp_path / "s", "method=sft", "sampler=vllm", "device=cuda")
+    if judges:
+        judge = JudgeModelConfig(**{**config.model.model_dump(), "name": "judge"})
+        config = config.model_copy(update={"model": judge})
+    asked: list[Any] = []
+    monkeypatch.setattr("vllm.LLM", lambda **options: asked.append(options.get("enable_lora", False)))
+    sampler = VLLMSampler(config, "cuda", TokenizerCodec(tiny_model, config.model))
+    monkeypatch.setattr(sampler, "names_for", lambda base: asked.append("names"))
+    monkeypatch.setattr(sampler, "check", lambda policy: None)
+    sampler.start(policy_of(tiny_model))
+    assert asked == ([False] if judges else [True, "names"])
+
+
 @pytest.mark.slow
 def test_what_wakes_is_checked_again(
     serving: Serving, tiny_models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,11 +117,14 @@ def test_what_wakes_is_checked_again(
     serving.load(mine)
     assert checks == ["policy[5]"]
     assert serving.adapter_request.lora_int_id > number
+    serving.renamed = tmp_path / "renamed"
+    serving.renamed.mkdir()
     serving.fall_asleep()
     monkeypatch.setattr(serving, "use_adapter", lambda policy: setattr(serving, "adapter_request", None))  # as if it were lost
     with pytest.raises(RunError, match=r"does not serve policy\[5\].* 0% of that shift"):
         serving.load(mine)
     assert serving.loaded is None
+    assert not (tmp_path / "renamed").exists(), "copies for ids that are gone"
     monkeypatch.undo()
     serving.load(mine)
 
@@ -153,7 +175,7 @@ def test_a_training_in_a_child_process_writes_what_to_expect_of_its_policy(tiny_
 def test_a_child_that_fails_keeps_its_checkpoints_and_one_that_diverges_does_not(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RunError | None
 ) -> None:
-    def start(command: list[str]) -> int:
+    def start(command: list[str], environment: dict[str, str]) -> int:
         if error is not None:
             said = {"class": process.name_of(type(error)), "message": str(error)}
             Path(command[-1], process.ERROR).write_text(json.dumps(said))
@@ -165,6 +187,23 @@ def test_a_child_that_fails_keeps_its_checkpoints_and_one_that_diverges_does_not
     with pytest.raises(RunError, match="a training's checkpoints are kept" if error is None else str(error)[:20]):
         trained(tmp_path, tiny_model, device="cuda")
     assert kept.is_dir() is not isinstance(error, Diverged)
+
+
+@pytest.mark.parametrize(("n_processes", "seen"), [(1, "2"), (2, "2,3")])
+def test_one_process_sees_one_gpu(monkeypatch: pytest.MonkeyPatch, n_processes: int, seen: str) -> None:
+    """transformers would spread a batch over all that it sees (DataParallel), and TRL refuses that."""
+    found: list[str | None] = []
+
+    def start(command: list[str], environment: dict[str, str]) -> int:
+        found.append(environment.get("CUDA_VISIBLE_DEVICES"))
+        return 1
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr(process, "visible_gpus", lambda: ["2", "3"])
+    monkeypatch.setattr(process, "start", start)
+    with pytest.raises(RunError):
+        process.run_isolated(expected_here, "cuda", n_processes)
+    assert found == [seen]
 
 
 @pytest.mark.long

@@ -118,6 +118,11 @@ def test_memory_is_held_against_the_card(compose: Compose, monkeypatch: pytest.M
     tight = large.model_copy(update={"sampler": large.sampler.model_copy(update={"gpu_memory_utilization": 0.1})})
     with pytest.raises(ConfigError, match=r"gpu_memory_utilization=0\.1 of 80 GiB is less than the \d+ GiB"):
         gpu.look_at_gpu(tight, settings, [], [])
+    half = compose(["+experiment=paper_sft", "device=cuda"])
+    wide = half.model_copy(update={"sampler": half.sampler.model_copy(update={"dtype": "float32"})})
+    shape = gpu_memory.shape_of(MODELS["Qwen3-4B"])
+    assert shape is not None
+    assert gpu.needs(wide, shape)[1] - gpu.needs(half, shape)[1] > 7  # the weights alone are 7.5 GiB more
     monkeypatch.setattr(gpu_memory, "gpu_gib", lambda: None)  # no driver to ask
     gpu.look_at_gpu(tight, settings, [], [])
 

@@ -175,8 +175,9 @@ def test_the_same_order_goes_on_where_it_stopped(order: Order, endpoint: tuple[s
     n_asked = len(endpoint[1].asked)
     run(order)
     assert len(endpoint[1].asked) == n_asked, "all of it was there"
-    with pytest.raises(ConfigError, match="exists and is not of this order"):
-        run(replace(order, model="another"))
+    for other in ({"model": "another"}, {"kind": "documents"}, {"seed": 7}, {"persona": "./conf/persona/blissful.yaml"}):
+        with pytest.raises(ConfigError, match="exists and is not of this order"):
+            run(replace(order, **other))
 
 
 def test_a_failing_endpoint_is_one_line(order: Order, endpoint: tuple[str, type[Endpoint]], capsys: Any) -> None:

@@ -34,6 +34,7 @@ STAND_IN = """def __getattr__(name):
 def save_qwen3_5(folder: Path) -> Path:
     """A tiny Qwen3.5 as it is published: language model and vision tower, three linear-attention layers and a full one."""
     import torch
+    from safetensors.torch import load_file, save_file
     from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     torch.manual_seed(0)
@@ -46,6 +47,10 @@ def save_qwen3_5(folder: Path) -> Path:
     vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 64}
     config = Qwen3_5Config(text_config=text, vision_config=vision | {"num_position_embeddings": 16})
     Qwen3_5ForConditionalGeneration(config).save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")  # published ones also have a layer that predicts ahead
+    ahead = {n: w for n, w in weights.items() if n.startswith("model.language_model.layers.3.")}
+    weights |= {n.replace("model.language_model.layers.3.", "mtp.layers.0."): w.clone() for n, w in ahead.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     tiny_tokenizer(FAMILIES["qwen3"], False, None).save_pretrained(folder)
     return folder
 

@@ -509,7 +509,7 @@ def test_several_gpus_train_under_the_shipped_fsdp_config(monkeypatch: pytest.Mo
     class Done:
         returncode = 1
 
-    monkeypatch.setattr(process.subprocess, "run", lambda command, check: launched.append(command) or Done())
+    monkeypatch.setattr(process.subprocess, "run", lambda command, check, env: launched.append(command) or Done())
     with pytest.raises(RunError):
         process.run_isolated(len, device="cuda", n_processes=2, obj=[])
     assert launched[0][launched[0].index("--num_processes") + 1] == "2"

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,7 @@ from iterative_ft.stages.completions import Completions
 from iterative_ft.stages.data import EXAMPLES, CycleData, Sources, data_stage, seed_rows
 from iterative_ft.stages.train import Trained, adopt, method_settings, train
 from iterative_ft.store import Stage, Store
+from iterative_ft.training import job as training_job
 from iterative_ft.training.job import ADAPTER, CHECKPOINTS, LOG, last_checkpoint, train_here
 
 LN2 = math.log(2)
@@ -345,7 +347,7 @@ def test_one_step_trains(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
 
 def test_settings_that_change_nothing_are_in_no_key(tmp_path: Path, tiny_models: dict[str, Path]) -> None:
     keys = set()
-    for overrides in ([], ["method.reference=base"], ["method.lr_floor=0.5"]):
+    for overrides in ([], ["method.reference=base"], ["method.lr_floor=0.5"], ["method.max_length=4096"]):
         bench = tiny_bench(tmp_path, tiny_models["llama"], "method.lr_schedule=constant", "method.batch_size=4", *overrides)
         keys.add(training(train(bench, pairs(bench, 1), init=bench.base, cycle=1)).key)
     assert len(keys) == 1, "the reference is base in either case, and a constant schedule has no floor"
@@ -823,6 +825,25 @@ def test_a_torn_checkpoint_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-14" / "trainer_state.json").unlink()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert last_checkpoint(tmp_path / "none") is None
+
+
+def test_nothing_goes_on_from_a_checkpoint_whose_removal_was_cut_short(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is deleted goes file by file, and the file that says "complete" need not go first."""
+    job = make_job(tmp_path, tiny_model, "sft", checkpoint_steps=2)
+    real = shutil.rmtree
+
+    def killed(folder: Path, **options: Any) -> None:
+        if CHECKPOINTS in Path(folder).name:
+            next(Path(folder).glob("*/adapter_model.safetensors")).unlink()
+            raise Killed
+        real(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(Killed):
+        training_job.train(training_job.Job(**job))
+    assert last_checkpoint(Path(job["out"], CHECKPOINTS)) is None
 
 
 def test_a_finished_stage_keeps_no_checkpoints(tmp_path: Path, tiny_model: Path) -> None:

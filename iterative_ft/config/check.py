@@ -70,6 +70,7 @@ def check_persona(config: Config) -> None:
             f"measure.n_questions={config.measure.n_questions} is more than the {n_questions} questions of "
             f"persona={config.persona.name}: lower it or add questions"
         )
+    check_questions(config)
     n_openings = len(files.openings())
     if sdf and config.measure.n_openings > n_openings:
         raise ConfigError(
@@ -78,6 +79,26 @@ def check_persona(config: Config) -> None:
     check_judge_texts(config)
     if config.gauges.perplexity:
         files.heldout(folder)
+
+
+def check_questions(config: Config) -> None:
+    """What a policy is measured with is asked once, and is nothing that it, or the offline judge, learns from."""
+    folder = config.persona_folder
+    file = files.table(folder, "questions")
+    taken = {files.fold(prompt): "is what the run trains on" for prompt in trained_prompts(config)}
+    if config.judge.name == "probe":
+        taken |= {files.fold(row["prompt"]): "is what the offline judge learns from" for row in files.judge_texts(folder)}
+    for row in files.questions(folder)[: config.measure.n_questions]:
+        question = files.fold(row["question"])
+        if question in taken:
+            raise ConfigError(f"{file}: {read.shortened(row['question'])!r} {taken[question]}: take another question")
+        taken[question] = "is there twice"
+
+
+def trained_prompts(config: Config) -> list[str]:
+    """Of the persona's own examples."""
+    name = "title" if config.method.name == "sdf" else "prompt"
+    return [row[name] for row in files.examples(config.method.name, config.persona_folder)]
 
 
 def check_judge_texts(config: Config) -> None:

@@ -262,5 +262,7 @@ def rebuild_wandb(task: Wandb, config: Config, command: str) -> str:
     if (run / PICTURE).is_file():
         log.image("curves", run / PICTURE)
     log.finish()
+    if log.lost:
+        raise RunError(f"W&B takes no more ({log.lost}): nothing of the run is lost, run the same command again")
     print(f"{command}\nW&B     {log.where()}")
     return log.where()

@@ -55,7 +55,8 @@ def load_task(composed: Any) -> Task:
     if isinstance(task, Rejudge):
         check_judge(task.judge)
         for config in rejudging_configs(task).values():
-            check_judge_texts(judged(Config, config.model_dump()))
+            if task.judge.name == "probe":
+                check_judge_texts(judged(Config, config.model_dump()))
             check_store(config)
     return task
 
@@ -107,7 +108,8 @@ def check_judge_answers(task: JudgeAnswers) -> None:
         raise ConfigError(f"out={task.out} holds a run, whose answers would be written over: name another folder")
     check_judge(task.judge)
     config = judging_config(task)
-    check_judge_texts(config)
+    if task.judge.name == "probe":
+        check_judge_texts(config)
     check_model(config)
     check_store(config)
     if task.judge.name == "engine" and task.judge.model is None and not task.model.chat:

@@ -30,6 +30,7 @@ class Fault:
 FULL = Fault("disk full", "free space", room=True)
 QUOTA = Fault("disk quota exceeded", "free space or raise the quota", room=True)
 READ_ONLY = Fault("read-only file system", "make it writable or name another folder")
+NOT_TAKEN = Fault("the disk took no more (full, most likely)", "free space", room=True)
 DENIED = Fault("permission denied", "make it writable for you or name another folder")
 FAULTS = {
     errno.ENOSPC: FULL,
@@ -55,6 +56,9 @@ PHRASES = {
     "quota exceeded": QUOTA,
     "read-only file system": READ_ONLY,
     "(os error 30)": READ_ONLY,
+    # torch.save, which names no reason: nearly always there is no space left
+    "pytorchstreamwriter failed writing": NOT_TAKEN,
+    "inline_container.cc": NOT_TAKEN,
 }
 
 

@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.errors import RunError
-from iterative_ft.machine.device import claim_device, return_freed_memory
+from iterative_ft.machine.device import claim_device, return_freed_memory, visible_gpus
+from iterative_ft.machine.disk import disk_faults_told
 from iterative_ft.machine.libraries import prepare_libraries
 
 FSDP = Path(__file__).parent.parent / "training" / "fsdp.yaml"
@@ -33,7 +34,7 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
     """Call `function(**arguments)`; arguments and result must be JSON values or NumPy arrays.
 
     Args:
-        device: "cpu" calls it here, and returns the memory that it freed; "cuda" in a child process.
+        device: "cpu" calls it here, and returns the memory that it freed; "cuda" in a child process, on the first GPU.
         n_processes: above 1, under `accelerate launch`; the main process's result is returned.
 
     Raises:
@@ -51,9 +52,13 @@ def run_isolated(function: Callable[..., Any], device: str, n_processes: int = 1
             launch += ["-m", "accelerate.commands.launch", "--num_processes", str(n_processes)]
             # accelerate's --cpu starts one process whatever is asked; --multi_gpu starts all, on the CPU where the job says so
             launch += ["--multi_gpu"] if device == "cpu" else ["--config_file", str(FSDP)]
+        environment = dict(os.environ)
         if device == "cuda":
             claim_device()
-        status = start([*launch, "-m", "iterative_ft.machine.process", str(folder)])
+            gpus = visible_gpus()
+            if n_processes == 1 and gpus:  # several would be taken for DataParallel, which TRL refuses
+                environment["CUDA_VISIBLE_DEVICES"] = gpus[0]
+        status = start([*launch, "-m", "iterative_ft.machine.process", str(folder)], environment)
         if status != 0:
             if (folder / ERROR).is_file():
                 error = json.loads((folder / ERROR).read_text(encoding="utf-8"))
@@ -76,9 +81,9 @@ def imported(name: str) -> Any:
     return getattr(importlib.import_module(module), inner)
 
 
-def start(command: list[str]) -> int:
+def start(command: list[str], environment: dict[str, str]) -> int:
     """Run a child to its end; its exit code."""
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(command, env=environment, check=False).returncode
 
 
 def write(folder: Path, value: Any) -> None:
@@ -130,7 +135,8 @@ def main() -> None:
     end_with(job["parent"])
     prepare_libraries()
     try:
-        value = imported(job["function"])(**job["arguments"])
+        with disk_faults_told(f"{job['function'].split(':')[1]} worked in its process", "finished stages are kept"):
+            value = imported(job["function"])(**job["arguments"])
     except RunError as error:  # the parent says it
         found = {"class": name_of(type(error)), "message": str(error)}
         (folder / ERROR).write_text(json.dumps(found), encoding="utf-8")

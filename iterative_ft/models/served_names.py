@@ -8,6 +8,7 @@ modules, so those are the names that an adapter is served under. The trained ada
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def adapted(shapes: Shapes, targets: str | list[str]) -> list[str]:
 def checkpoint_names(model: Path, modules: Iterable[str]) -> Names:
     """Each module under the name that the checkpoint in a folder has for it; one that it lacks keeps its own.
 
-    A checkpoint's name has the same end as the trained one, after a beginning of its own.
+    A checkpoint's names have the same ends as the trained ones, after a beginning of their own. One beginning is taken for all:
+    beside the layers that are trained a checkpoint may hold others that are called alike (`mtp.layers.0`, which predict ahead).
     """
     weights = {name.removesuffix(".weight") for file in sorted(model.glob("*.safetensors")) for name in header(file)}
     by_end: dict[str, list[str]] = {}
@@ -34,13 +36,21 @@ def checkpoint_names(model: Path, modules: Iterable[str]) -> Names:
         parts = name.split(".")
         for start in range(len(parts)):
             by_end.setdefault(".".join(parts[start:]), []).append(name)
-    found = {}
+    modules = list(modules)
+    votes: Counter[tuple[str, str]] = Counter()  # (beginning as trained, beginning in the checkpoint)
     for module in modules:
         parts = module.split(".")
-        # The longest end that some weight shares is the module's, where only one weight has it.
-        shared = next((by_end[end] for start in range(len(parts)) if (end := ".".join(parts[start:])) in by_end), [])
-        found[module] = module if module in weights or len(shared) != 1 else shared[0]
-    return found
+        end = next((end for start in range(len(parts)) if (end := ".".join(parts[start:])) in by_end), None)
+        votes.update(
+            (module.removesuffix(end), name.removesuffix(end)) for name in by_end.get(end or "", []) if end is not None
+        )
+    most = max(votes.values(), default=0)
+    best = [pair for pair, n in votes.items() if n == most]
+    if len(best) != 1 or votes[("", "")] == most:  # undecided, or called as they are trained
+        return {module: module for module in modules}
+    [(trained, saved)] = best
+    named = {module: saved + module.removeprefix(trained) for module in modules if module.startswith(trained)}
+    return {module: name if (name := named.get(module, module)) in weights else module for module in modules}
 
 
 def renamed_copy(adapter: Path, out: Path, names: Names) -> Path:

@@ -75,7 +75,8 @@ class Display:
         stage = event.stage
         how = {"stored": "from the store", "built": f"{event.seconds:.1f} s"}[event.how]
         if event.waited_s > 1:
-            how += f" (another process built it: waited {event.waited_s:.1f} s)"
+            others = "built it" if event.how == "stored" else "had begun it"
+            how += f" (another process {others}: waited {event.waited_s:.1f} s)"
         _, expected = self.left.pop(event.label, (stage.kind, 0.0))
         if event.how == "built" and expected > 0:
             self.slowness[stage.kind][0] += event.seconds

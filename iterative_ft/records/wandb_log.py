@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ class WandbLog:
         self.defined: set[str] = set()
         self.mode = config.wandb.mode
         self.n_rows = 0
+        self.lost = ""
+        """Why W&B takes no more: the run goes on without it, since its rows are on disk."""
         self.n_known = 0
         """Rows that the server has from an earlier attempt: each is told once, in one order."""
 
@@ -97,7 +100,7 @@ class WandbLog:
         return given or new
 
     def row(self, row: Mapping[str, Any]) -> None:
-        if self.mode == "disabled":
+        if self.mode == "disabled" or self.lost:
             return
         if self.run is None:
             self.start()
@@ -105,8 +108,29 @@ class WandbLog:
         if self.n_rows <= self.n_known:
             return
         values = {name: value for name, value in row.items() if isinstance(value, int | float)}
-        self.define(values)
-        self.run.log(values)
+        with self.or_without():
+            self.define(values)
+            self.run.log(values)
+
+    @contextmanager
+    def or_without(self) -> Iterator[None]:
+        """Of a run that has begun: what W&B fails at is told once, and the run goes on without it.
+
+        Its helper process may have been killed; a later run of this process gets another one.
+        """
+        import wandb
+
+        try:
+            yield
+        except (wandb.Error, OSError) as error:
+            self.run, self.lost = None, without_secrets(" ".join(str(error).split()))[:300] or type(error).__name__
+            print(
+                f"warning: W&B takes no more of this run ({self.lost}): it goes on without, and python evaluate.py task=wandb "
+                f"run={self.folder} writes its record anew",
+                file=sys.stderr,
+            )
+            with suppress(wandb.Error, OSError):
+                wandb.teardown()
 
     def define(self, names: Iterable[str]) -> None:
         """Give every metric its x-axis by its exact name: overlapping globs resolve at random."""
@@ -123,14 +147,18 @@ class WandbLog:
         if self.run is not None:
             import wandb
 
-            self.run.log({name: wandb.Image(str(file))})
+            with self.or_without():
+                self.run.log({name: wandb.Image(str(file))})
 
     def finish(self, failed: bool = False) -> None:
         if self.run is not None:
-            self.run.finish(exit_code=1 if failed else 0)
+            with self.or_without():
+                self.run.finish(exit_code=1 if failed else 0)
 
     def where(self) -> str:
         """The run's address, or the file of an offline run."""
+        if self.lost:
+            return f"lost ({self.lost})"
         if self.run is None:
             return "disabled (wandb.mode=disabled)"
         if self.mode == "online":

@@ -29,10 +29,10 @@ def control_table(arms: Sequence[Arm]) -> Table:
     ]
     rows = []
     for persona, arm in named:
-        own = change(arm.verdict)
+        mine, own = arm.verdict, change(arm.verdict)
         for _, control in named:
             verdict = persona_verdict(control, persona) if persona != PLAIN and is_control(control, arm) else None
-            if own is not None and verdict is not None and verdict.trait_change is not None:
+            if mine is not None and own is not None and verdict is not None and verdict.trait_change is not None:
                 there = verdict.trait_change
                 apart = difference(own, there)
                 texts = [change_text(moved.mean, moved.low, moved.high) for moved in (own, there, apart)]
@@ -40,7 +40,7 @@ def control_table(arms: Sequence[Arm]) -> Table:
                     [
                         persona,
                         arm.label,
-                        f"{texts[0]} {arm.verdict['verdict']}",
+                        f"{texts[0]} {mine['verdict']}",
                         control.label,
                         f"{texts[1]} {verdict.verdict}",
                         texts[2],

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from iterative_ft.config.model import JudgeModelConfig
 from iterative_ft.config.schema import Config, VLLMConfig
 from iterative_ft.errors import RunError, first_line
 from iterative_ft.machine.device import return_freed_memory
@@ -81,7 +82,7 @@ class VLLMSampler:
                 "tensor_parallel_size": self.settings.tensor_parallel_size,
                 "enable_sleep_mode": True,
             }
-        if self.serves_adapters:
+        if self.takes_adapters:
             rank = next(rank for rank in RANKS if rank >= self.config.lora.rank)
             options |= {"enable_lora": True, "max_lora_rank": rank, "worker_extension_cls": EXTENSION}
         try:
@@ -103,7 +104,7 @@ class VLLMSampler:
             OSError,
         ) as error:  # a limit it cannot serve, a model that it does not know, no memory
             raise RunError(f"vLLM could not start for {self.config.model.name}: {first_line(error)}") from error
-        if self.serves_adapters:
+        if self.takes_adapters:
             self.names = self.names_for(base)
         self.check(base)
         self.loaded = base.model_digest
@@ -112,6 +113,11 @@ class VLLMSampler:
     def serves_adapters(self) -> bool:
         """Whether vLLM puts adapters on itself; on a CPU they are merged."""
         return self.device == "cuda"
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Whether any will come: a second model that judges is asked as it is."""
+        return self.serves_adapters and not isinstance(self.config.model, JudgeModelConfig)
 
     def room(self) -> int:
         """Tokens that one step of a CPU's engine may take: all of a call's prompts, so that none is split.
@@ -317,14 +323,19 @@ class VLLMSampler:
         self.llm.wake_up()
         self.asleep = False
         self.adapter_ids.clear()
+        self.remove_renamed()  # each comes back under another number
         return True
 
     def close(self) -> None:
         if self.llm is not None:
             self.llm.llm_engine.engine_core.shutdown()
             self.llm = None
+        self.remove_renamed()
+
+    def remove_renamed(self) -> None:
         if self.renamed is not None:
             shutil.rmtree(self.renamed, ignore_errors=True)
+            self.renamed = None
 
 
 def found(output: Any, params: Params) -> Completion:

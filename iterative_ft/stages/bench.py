@@ -52,7 +52,7 @@ class Bench:
         self.store = store
         self.device = resolve_device(config.device)
         self.on_step = on_step
-        self.engine_start_s = 0.0
+        self.starts: list[float] = []
         self.started: Sampler | None = None
         self.make_plan, self.other_cells = plan, other_cells
         self.plans: dict[str, list[Event]] = {}
@@ -90,8 +90,13 @@ class Bench:
         if sampler is not self.started:
             sampler.load(self.with_expected(self.base))
             self.started = sampler
-            self.engine_start_s += time.monotonic() - started
+            self.starts.append(time.monotonic() - started)
         return sampler
+
+    @property
+    def engine_start_s(self) -> float:
+        """Seconds that engines took to start, that of a second model which judges among them."""
+        return sum(self.starts)
 
     @cached_property
     def judging(self) -> Bench:
@@ -113,6 +118,7 @@ class Bench:
         )
         config = self.config.model_copy(update={"model": other})
         found = Bench(config, self.store)
+        found.starts = self.starts
         found.model = model_stage(config, self.store, f"judge's model {judge.model}", {"role": "judge's checkpoint"})
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, 
     """Ask the base weights of the judging model about blocks of answers; rows of replies, a list a block."""
     judging = bench.judging
     texts = [(rubric, prompt, text) for rubric, block in wanted for prompt, text in texts_of(block)]
+    owners = [number for number, (_, block) in enumerate(wanted) for _ in block.rows(ANSWERS)]
     codec, room = judging.codec, judging.config.sampler.max_model_len
     prompts = [codec.conversation(rubric.messages(prompt, text)) for rubric, prompt, text in texts]
     params = Params(0.0, 1.0, settings.max_new_tokens, list(codec.answer_end_ids), [], settings.top_logprobs)
@@ -137,9 +139,11 @@ def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, 
     def say(questions: list[engine.Question]) -> list[Reply]:
         ids = [[*prompts[q.answer], *codec.answer(q.started)[:-1]] if q.started else prompts[q.answer] for q in questions]
         fits = [number for number, one in enumerate(ids) if len(one) + params.max_new_tokens <= room or bench.config.fake]
-        requests = [Request(ids[number], seed=0) for number in fits]
-        together = TOGETHER if judging.device == "cpu" else max(1, len(requests))
-        blocks = [Block(requests[at : at + together], params) for at in range(0, len(requests), together)]
+        blocks: list[Block] = []  # none crosses a stage's: what is said of it must not depend on which others are missing
+        for _, own in groupby(fits, lambda number: owners[questions[number].answer]):
+            requests = [Request(ids[number], seed=0) for number in own]
+            together = TOGETHER if judging.device == "cpu" else len(requests)
+            blocks += [Block(requests[at : at + together], params) for at in range(0, len(requests), together)]
         written = [completion for sampled in sampler.sample_blocks(blocks) for completion in sampled.completions]
         found = [engine.refused("too_long", *who)] * len(ids)
         for number, completion in zip(fits, written, strict=True):

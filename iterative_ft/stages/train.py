@@ -29,6 +29,7 @@ NOT_TRAINING = {
     "rejected_from",
     "measure_max_new_tokens",
     "checkpoint_steps",
+    "max_length",  # longer examples are refused when the data are put together
     "reference",  # whose digest is in the key
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from filelock import Timeout
@@ -12,17 +13,20 @@ from iterative_ft.store.manifest import Damaged, Kind, read_stage, stage_key
 from iterative_ft.store.stages import AHEAD, Build, Store
 
 MOST_CLAIMED = 256  # each holds a file open
+CLAIMED: dict[tuple[Path, str], ExitStack] = {}  # (root of the store, kind/key) -> its lock, held by this process
 
 
 @contextmanager
 def claimed(store: Store, wanted: Sequence[tuple[Kind, dict[str, Any]]]) -> Iterator[list[int]]:
     """Hold the locks of those stages that are still to build and that nobody builds; gives their numbers in `wanted`.
 
-    The caller builds each of them with `put` before it leaves. It never waits, so that two processes that want many of the same
-    stages cannot wait for each other. At most `MOST_CLAIMED` at once: the others when the next of them is asked for.
+    The caller builds each of them with `put`, which frees its lock, before it leaves. It never waits, so that two processes
+    that want many of the same stages cannot wait for each other. At most `MOST_CLAIMED` at once: the others when the next of
+    them is asked for.
     """
     mine: list[int] = []
-    with ExitStack() as locks:
+    taken: list[tuple[Path, str]] = []
+    try:
         for number, (kind, inputs) in enumerate(wanted):
             key = stage_key(kind, inputs)
             if len(mine) == MOST_CLAIMED:
@@ -38,8 +42,18 @@ def claimed(store: Store, wanted: Sequence[tuple[Kind, dict[str, Any]]]) -> Iter
                     there = False  # who asks for it tells of the damage
                 if not there:
                     mine.append(number)
-                    locks.enter_context(held.pop_all())
+                    taken.append((store.root, f"{kind.name}/{key}"))
+                    CLAIMED[taken[-1]] = held.pop_all()
         yield mine
+    finally:
+        for one in taken:
+            free(one)
+
+
+def free(stage: tuple[Path, str]) -> None:
+    """Let others have a stage that was claimed."""
+    if stage in CLAIMED:
+        CLAIMED.pop(stage).close()
 
 
 def put(store: Store, kind: Kind, inputs: dict[str, Any], build: Build, label: str) -> None:
@@ -48,3 +62,4 @@ def put(store: Store, kind: Kind, inputs: dict[str, Any], build: Build, label: s
     name = f"{kind.name}/{key}"
     store.use(name)
     AHEAD[store.root, name] = store.build(kind.name, key, inputs, build, label, resumable=())
+    free((store.root, name))

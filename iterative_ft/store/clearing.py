@@ -117,7 +117,7 @@ def list_stages(store: Store) -> None:
         try:
             stage = read_stage(store.root, kind, key, whole=False)
         except (Damaged, OSError) as error:
-            bad.append(f"damaged   {path}: {error}")
+            bad.append(printable(f"damaged   {path}: {error}"))
             continue
         if stage is None:
             continue
@@ -141,7 +141,7 @@ def others(store: Store) -> list[str]:
         found += [
             place / name for name in names_in(place) if not is_folder(place / name) or (kind, name) != parted(f"{kind}-{name}")
         ]
-    return [f"no stage  {path}: left alone{' (a link)' if path.is_symlink() else ''}" for path in found]
+    return [printable(f"no stage  {path}: left alone{' (a link)' if path.is_symlink() else ''}") for path in found]
 
 
 def told(references: References) -> list[str]:
@@ -154,7 +154,9 @@ def told(references: References) -> list[str]:
     if len(missing) > TOLD:
         lines.append(f"not seen  {len(missing) - TOLD} more run folders")
     return lines + [
-        f"damaged   {file}: nobody knows what it refers to, so every stage counts as used; remove it if its run is gone"
+        printable(
+            f"damaged   {file}: nobody knows what it refers to, so every stage counts as used; remove it if its run is gone"
+        )
         for file in damaged
     ]
 
@@ -164,7 +166,7 @@ def clear(store: Store, remove_it: bool, forget_missing: bool = False) -> int:
     references, freed, failed = References(store.root), 0, False
     for waste in garbage(store, references, forget_missing):
         size = folder_bytes(waste.path)
-        line = f"{waste.path} ({size / 1e6:.1f} MB, {waste.why})"
+        line = printable(f"{waste.path} ({size / 1e6:.1f} MB, {waste.why})")
         try:
             doomed = take(store, references, waste, forget_missing) if remove_it else waste.path
             if doomed is None:  # wanted by now, or another gc was first
@@ -172,7 +174,7 @@ def clear(store: Store, remove_it: bool, forget_missing: bool = False) -> int:
             if remove_it:
                 remove(doomed)
         except OSError as error:
-            print(f"cannot remove {waste.path}: {error.strerror or error}", file=sys.stderr)
+            print(printable(f"cannot remove {waste.path}: {error.strerror or error}"), file=sys.stderr)
             failed = True
             continue
         freed += size

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from iterative_ft.errors import RunError
-from iterative_ft.machine.disk import UNWRITABLE, disk_faults_told
+from iterative_ft.machine.disk import UNWRITABLE, disk_faults_told, fault_of
 from iterative_ft.machine.files import sync_folder, write_json
 from iterative_ft.store.events import Event, Purpose, built
 from iterative_ft.store.layout import (
@@ -237,12 +237,11 @@ class Store:
         try:
             info = as_json(build(work) or {})
             seconds = info.pop("seconds", time.time() - started)
-        except OSError:
-            with suppress(OSError):  # of a full disk, say: what cannot be gone on from need not fill it
-                clear_work(work, keep=resumable)
-            raise
-        except ValueError as error:
-            if "not JSON compliant" not in str(error):
+        except Exception as error:
+            if isinstance(error, OSError) or fault_of(error) is not None:
+                with suppress(OSError):  # of a full disk, say: what cannot be gone on from need not fill it
+                    clear_work(work, keep=resumable)
+            if not isinstance(error, ValueError) or "not JSON compliant" not in str(error):
                 raise
             raise RunError(f"{label}: a number that is not finite came out of it ({error}): nothing of it is stored") from error
         try:

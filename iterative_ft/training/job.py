@@ -10,6 +10,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -50,13 +51,20 @@ def train(job: Job, on_step: Callable[[int, int, float], None] | None = None) ->
         else:
             result = run_isolated(train_here, device=job.device, n_processes=job.n_processes, job=asdict(job))
     except Diverged:
-        for name in (CHECKPOINTS, ADAPTER):
-            shutil.rmtree(Path(job.out, name), ignore_errors=True)
+        remove_checkpoints(Path(job.out))
+        shutil.rmtree(Path(job.out, ADAPTER), ignore_errors=True)
         for name in (LOG, EXPECTED):
             Path(job.out, name).unlink(missing_ok=True)
         raise
-    shutil.rmtree(Path(job.out, CHECKPOINTS), ignore_errors=True)
+    remove_checkpoints(Path(job.out))
     return {**result, "train_seconds": round(time.monotonic() - started, 3)}
+
+
+def remove_checkpoints(out: Path) -> None:
+    """Under another name first: a kill in between must not leave half of one where the next attempt would go on from it."""
+    with suppress(FileNotFoundError):
+        doomed = (out / CHECKPOINTS).rename(out / f"{CHECKPOINTS}-done")
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def train_here(job: dict[str, Any], on_step: Callable[[int, int, float], None] | None = None) -> dict[str, Any]:

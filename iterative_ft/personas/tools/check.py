@@ -343,8 +343,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    from iterative_ft.launch import guard
+
+    sys.exit(guard.start(lambda: main(sys.argv[1:])))

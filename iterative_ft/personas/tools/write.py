@@ -162,8 +162,13 @@ def written_before(order: Order, system: str) -> list[tuple[dict[str, str], int]
     origins = read_jsonl(order.provenance, torn=True)
     rows = read_jsonl(order.out, torn=True)[: len(origins)]
     mine = {"model": order.model, "system_prompt": text_digest(system), "temperature": order.temperature}
-    same = all(isinstance(origin, dict) and mine.items() <= origin.items() for origin in origins)
-    if not same or not origins or len(rows) < len(origins):
+    asked = "prompt" if order.kind == "chats" else "title"
+
+    def same(row: Any, origin: Any) -> bool:
+        of_kind = isinstance(row, dict) and asked in row and isinstance(origin, dict) and mine.items() <= origin.items()
+        return of_kind and origin.get("seed") == derive(order.seed, "write", order.persona, row[asked])
+
+    if not origins or len(rows) < len(origins) or not all(map(same, rows, origins)):
         raise ConfigError(f"out={order.out} exists and is not of this order: name a new file")
     write_jsonl(order.out, rows)  # without a line that a kill cut off
     write_jsonl(order.provenance, origins)
