@@ -16,7 +16,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from iterative_ft.config.schema import Config
 
 RUN = ["method=dpo", "reinit=true", "persona=misaligned", "wandb.mode=disabled"]
 APART = ("judge_s", "gauge_s", "model_s", "probe_s")
@@ -69,9 +72,8 @@ def ours(folder: Path, n_cycles: int) -> dict[str, Any]:
 def plain(folder: Path, n_cycles: int, model: str) -> dict[str, float]:
     """Seconds of the plain way, by part."""
     from iterative_ft.data import files, pools
-    from iterative_ft.launch.compose import compose_jobs, load_config
 
-    config = load_config(next(iter(compose_jobs([*RUN, f"n_cycles={n_cycles}"])))[1])
+    config = config_of(n_cycles)
     seeds = files.seeds(config.persona_folder)[: config.n_seed]
     rows = files.questions(config.persona_folder)[: config.measure.n_questions]
     questions = [row["question"] for row in rows for _ in range(config.measure.n_answers)]
@@ -109,6 +111,13 @@ def plain(folder: Path, n_cycles: int, model: str) -> dict[str, float]:
         rejected, of_base = of_base[: len(part)], of_base[len(part) :]
         pairs = [{"prompt": p, "chosen": c, "rejected": r} for p, c, r in zip(part, texts, rejected, strict=True)]
     return {"all": seconds["sampling"] + seconds["training"], **seconds}
+
+
+def config_of(n_cycles: int) -> Config:
+    """That of our run."""
+    from iterative_ft.launch.compose import compose_jobs, load_config, quote_reinit
+
+    return load_config(next(iter(compose_jobs([*map(quote_reinit, RUN), f"n_cycles={n_cycles}"])))[1])
 
 
 def sample(task: dict[str, Any]) -> None:

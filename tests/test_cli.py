@@ -136,6 +136,15 @@ LINES = [
 ]
 
 
+def test_the_plain_run_beside_ours_takes_our_settings() -> None:
+    """`make bench` takes long and is run seldom."""
+    from tests.peers import RUN, config_of
+
+    config = config_of(2)
+    assert (config.n_cycles, config.method.name, config.reinit.init) == (2, "dpo", "base")
+    assert "reinit=true" in RUN
+
+
 def test_the_command_lines_of_the_design_compose(tmp_path: Path) -> None:
     folder = tmp_path / "cwd"
     folder.mkdir()

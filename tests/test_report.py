@@ -21,6 +21,7 @@ from iterative_ft.errors import RunError
 from iterative_ft.machine.files import read_jsonl, write_jsonl
 from iterative_ft.records.read import read_run
 from iterative_ft.records.rows import value
+from iterative_ft.records.terminal import text_table
 from iterative_ft.report import series
 from iterative_ft.report.arms import arms_of, labels
 from iterative_ft.report.axes import cycle_axis, number_text, value_axis
@@ -317,6 +318,13 @@ def test_ticks_are_round_and_hold_the_values(values: list[float], ticks: list[st
     axis = value_axis(values)
     assert axis.low <= min(values) < max(values) + 1e-9 <= axis.high + 1e-9
     assert ticks is None or [text for _, text in axis.ticks] == ticks
+
+
+def test_a_table_moves_no_cursor() -> None:
+    """Its cells may be names and versions out of somebody else's run folder."""
+    text = text_table([["run", "judge"], ["a", "probe \x1b]0;mine\x07\x1b[2J\nall seeds  amplified"]])
+    assert len(text.splitlines()) == 2
+    assert text.replace("\n", "").isprintable()
 
 
 def test_numbers_and_cycles_in_few_letters() -> None:
