@@ -2,7 +2,8 @@
 
 The plain way: a cold process a stage; a cold vLLM engine a policy, in bfloat16, one call for all its prompts; TRL on text, with
 its own padding; the trained adapter merged into a checkpoint. Nothing is shared or kept. Amounts, sampling parameters and
-hyperparameters are those of the run beside it. No judge on either side, and no making of the base checkpoint.
+hyperparameters are those of the run beside it. No judge on either side, and no making of the base checkpoint. From cycle 1 on
+each side has texts of its own, which may be longer: only cycle 0 (`--cycles 0`) compares the same work.
 """
 
 from __future__ import annotations
