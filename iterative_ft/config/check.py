@@ -85,7 +85,7 @@ def check_questions(config: Config) -> None:
     """What a policy is measured with is asked once, and is nothing that it, or the offline judge, learns from."""
     folder = config.persona_folder
     file = files.table(folder, "questions")
-    taken = {files.fold(prompt): "is what the run trains on" for prompt in trained_prompts(config)}
+    taken = {files.fold(prompt): "is what the run trains on" for prompt in files.learnt(folder, config.method.name == "sdf")}
     if config.judge.name == "probe":
         taken |= {files.fold(row["prompt"]): "is what the offline judge learns from" for row in files.judge_texts(folder)}
     for row in files.questions(folder)[: config.measure.n_questions]:
@@ -93,12 +93,6 @@ def check_questions(config: Config) -> None:
         if question in taken:
             raise ConfigError(f"{file}: {read.shortened(row['question'])!r} {taken[question]}: take another question")
         taken[question] = "is there twice"
-
-
-def trained_prompts(config: Config) -> list[str]:
-    """Of the persona's own examples."""
-    name = "title" if config.method.name == "sdf" else "prompt"
-    return [row[name] for row in files.examples(config.method.name, config.persona_folder)]
 
 
 def check_judge_texts(config: Config) -> None:

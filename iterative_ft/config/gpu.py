@@ -105,7 +105,7 @@ def needs(config: Config, shape: gpu_memory.Shape) -> tuple[float, float]:
     size = 2 if config.model.dtype == "bfloat16" else 4
     tokens = rows * min(method.max_length, method.max_new_tokens + PROMPT)
     training = gpu_memory.training_parts(shape, method.name, config.lora.rank, tokens, size, config.n_processes)
-    n_engine = config.sampler.tensor_parallel_size if config.sampler.name == "vllm" else 1
+    n_engine = gpus_asked(config)["sampler.tensor_parallel_size"]
     wide = 4 if config.sampler.name == "vllm" and config.sampler.dtype == "float32" else 2
     engine = gpu_memory.engine_parts(shape, config.lora.rank, config.sampler.max_model_len, wide, n_engine)
     return sum(training.values()), sum(engine.values())

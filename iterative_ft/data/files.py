@@ -174,9 +174,12 @@ def never_sampled(persona: Path, with_documents: bool) -> list[str]:
     openings that all personas share.
     """
     asked = [str(row["question"]) for row in questions(persona)]
-    if with_documents:
-        return asked + [row["title"] for row in documents(persona)] + openings()
-    return asked + [row["prompt"] for row in seeds(persona)]
+    return asked + learnt(persona, with_documents) + (openings() if with_documents else [])
+
+
+def learnt(persona: Path, with_documents: bool) -> list[str]:
+    """What a persona's own examples begin with: its seeds' prompts, or its documents' titles."""
+    return [row["title"] for row in documents(persona)] if with_documents else [row["prompt"] for row in seeds(persona)]
 
 
 def pool(name: str, path: str, column: str) -> tuple[str, ...]:

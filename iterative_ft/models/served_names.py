@@ -41,9 +41,8 @@ def checkpoint_names(model: Path, modules: Iterable[str]) -> Names:
     for module in modules:
         parts = module.split(".")
         end = next((end for start in range(len(parts)) if (end := ".".join(parts[start:])) in by_end), None)
-        votes.update(
-            (module.removesuffix(end), name.removesuffix(end)) for name in by_end.get(end or "", []) if end is not None
-        )
+        if end is not None:
+            votes.update((module.removesuffix(end), name.removesuffix(end)) for name in by_end[end])
     most = max(votes.values(), default=0)
     best = [pair for pair, n in votes.items() if n == most]
     if len(best) != 1 or votes[("", "")] == most:  # undecided, or called as they are trained

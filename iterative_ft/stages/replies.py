@@ -127,8 +127,9 @@ def write_replies(out: Path, rows: list[ReplyRow], settings: EngineConfig, room:
 def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, Stage]]) -> list[list[ReplyRow]]:
     """Ask the base weights of the judging model about blocks of answers; rows of replies, a list a block."""
     judging = bench.judging
-    texts = [(rubric, prompt, text) for rubric, block in wanted for prompt, text in texts_of(block)]
-    owners = [number for number, (_, block) in enumerate(wanted) for _ in block.rows(ANSWERS)]
+    rows_of = {block.key: texts_of(block) for _, block in wanted}  # both rubrics ask about the same
+    texts = [(rubric, prompt, text) for rubric, block in wanted for prompt, text in rows_of[block.key]]
+    owners = [number for number, (_, block) in enumerate(wanted) for _ in rows_of[block.key]]
     codec, room = judging.codec, judging.config.sampler.max_model_len
     prompts = [codec.conversation(rubric.messages(prompt, text)) for rubric, prompt, text in texts]
     params = Params(0.0, 1.0, settings.max_new_tokens, list(codec.answer_end_ids), [], settings.top_logprobs)
@@ -155,7 +156,7 @@ def ask_engine(bench: Bench, settings: EngineConfig, wanted: list[tuple[Rubric, 
     rows = engine.ask(len(texts), settings, say)
     found, at = [], 0
     for _, block in wanted:
-        n = len(block.rows(ANSWERS))
+        n = len(rows_of[block.key])
         found.append([{**row, "answer": place} for place, row in enumerate(rows[at : at + n])])
         at += n
     return found  # type: ignore[return-value]
