@@ -342,9 +342,8 @@ def test_a1_what_the_base_model_reads_as_not_finite_is_measured_by_nobody(
         return {"nll": [], "entropy": [], "kl": [], "prompt": np.zeros(0), "answer": np.zeros(0)} | parts
 
     asked: list[tuple[Any, Callable[[], Any]]] = [
-        ({"states": np.asarray([[1.0, value]]), "nll": []}, lambda: reader.states(["a"])),
-        ({"states": np.zeros((1, 0)), "nll": [np.asarray([1.0]), np.asarray([value])]}, lambda: reader.nll(["a"])),
-        ([np.asarray([value])], lambda: reader.replies_nll([("a", "b")])),
+        ([np.zeros((2, 1)), np.asarray([[1.0], [value]])], lambda: reader.states(["a", "b"], [1, 1])),
+        (np.asarray([[1.0, value]]), lambda: reader.reply_states([("a", "b")])),
         (values_with(nll=[bad]), lambda: token_values(reader, None, [])),
         (values_with(entropy=[bad]), lambda: token_values(reader, None, [])),
         (values_with(kl=[bad]), lambda: token_values(reader, None, [])),
@@ -353,7 +352,7 @@ def test_a1_what_the_base_model_reads_as_not_finite_is_measured_by_nobody(
     ]
     for result, ask in asked:
         monkeypatch.setattr(forward.Reader, "run", lambda self, *_, result=result, **__: result)
-        forward.read_once.cache_clear()
+        forward.states_once.cache_clear()
         forward.replies_once.cache_clear()
         with pytest.raises(RunError, match="not finite"):
             ask()

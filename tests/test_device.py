@@ -26,7 +26,6 @@ from tiny import save_adapter
 from iterative_ft.errors import RunError
 from iterative_ft.machine import device, process
 from iterative_ft.models.expected import EXPECTED
-from iterative_ft.models.forward import DEPTHS
 from iterative_ft.models.policy import Policy
 from iterative_ft.sampling import engine
 from iterative_ft.sampling.interface import Block, Canary, Completion, Params, Request, Sampled, one_by_one
@@ -74,14 +73,13 @@ class Record:
             "adapter_norm": 1.0,
         }
 
-    def texts_here(self, texts: list[str], states: bool, nll: bool, dtype: str, **_: Any) -> dict[str, Any]:
+    def states_here(self, texts: list[str], pieces: list[int], dtype: str, **_: Any) -> list[np.ndarray]:
         assert dtype == "bfloat16", "a GPU that trains a model in bfloat16 may not hold it in float32"
-        means = np.stack([vector(text, len(DEPTHS) * WIDTH) for text in texts]) if states else np.zeros((len(texts), 0))
-        return {"states": means, "nll": [np.abs(vector(text, 8)) for text in texts] if nll else []}
+        return [np.stack([vector(f"{text} {i}", WIDTH) for i in range(1 + n)]) for text, n in zip(texts, pieces, strict=True)]
 
-    def replies_here(self, pairs: list[Any], dtype: str, **_: Any) -> list[np.ndarray]:
+    def replies_here(self, pairs: list[Any], dtype: str, **_: Any) -> np.ndarray:
         assert dtype == "bfloat16"
-        return [np.abs(vector(str(pair), 8)) for pair in pairs]
+        return np.stack([vector(str(pair), 2 * WIDTH) for pair in pairs])
 
     def token_values_here(self, sequences: list[Any], kl: bool, dtype: str, **_: Any) -> dict[str, Any]:
         nll = [np.abs(vector(str(rest), len(rest))) for _, rest in sequences]
@@ -147,8 +145,9 @@ def record(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(SAMPLERS, "vllm", lambda config, where, codec: Engine(found))
     monkeypatch.setattr(looking, "examine", lambda config, download=True: None)
     monkeypatch.setattr(looking.FirstLook, "once_stored", lambda self, bench: None)
+    monkeypatch.setattr("iterative_ft.judges.embedder.KEPT", {})
     monkeypatch.setattr(
-        "iterative_ft.judges.embedder.embed_once",
+        "iterative_ft.judges.embedder.embedded",
         lambda texts, name: np.stack([(v := vector(text, 32)) / np.linalg.norm(v) for text in texts]),
     )
     # The engine draws tokens by chance: whether the judge knows their words is none of this.
@@ -189,7 +188,7 @@ def test_a_run_gives_the_device_back_before_training_judging_and_gauges(record: 
     assert command("method=dpo", "reinit=false", "n_seed=16", "n_sampled=32", *GAUGES) == 0
     kinds = Counter(name for name, _ in record.uses)
     assert kinds["train_here"] == 3
-    assert {"expected_here", "texts_here", "token_values_here", "sequence_states_here"} <= kinds.keys()
+    assert {"expected_here", "states_here", "token_values_here", "sequence_states_here"} <= kinds.keys()
     assert record.beside_the_engine == []
     assert len(record.loads) > 4, "after each sleep the policy is loaded, and so checked, again"
 
@@ -204,7 +203,7 @@ def test_a_calibration_does_too(record: Record, command: Callable[..., int]) -> 
 def test_the_record_would_notice(record: Record, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "sleep", lambda self: None)
     assert command("method=sft", "reinit=true", "n_seed=16", "n_sampled=32") == 0
-    assert {"train_here", "texts_here"} <= set(record.beside_the_engine)
+    assert {"train_here", "states_here"} <= set(record.beside_the_engine)
 
 
 def test_what_no_stage_thought_of_takes_the_device_as_well(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:

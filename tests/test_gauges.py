@@ -227,36 +227,35 @@ def text_ids(model: Path, text: str, n_tokens: int) -> list[int]:
     return ids[: n_tokens + 1]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_states_are_those_of_the_middle_layers(tiny_models: dict[str, Path], family: str) -> None:
+def layer_of(net: Any, ids: list[int]) -> np.ndarray:
+    """States behind the layer at `DEPTH`, (length, width)."""
     import torch
 
-    model = tiny_models[family]
-    found, net = Reader(str(model), "cpu").states(TEXTS), load_policy(model, None)
-    for text, row in zip(TEXTS, found, strict=True):
-        with torch.no_grad():
-            ids = torch.tensor([text_ids(model, text, forward.STATE_TOKENS)])
-            layers = net(input_ids=ids, output_hidden_states=True).hidden_states
-        middle = [layers[int(depth * (len(layers) - 1))][0, 1:].float().mean(0) for depth in forward.DEPTHS]
-        np.testing.assert_allclose(row, torch.cat(middle).numpy(), atol=1e-4)
+    with torch.no_grad():
+        layers = net(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states
+    found: np.ndarray = layers[max(1, int(forward.DEPTH * (len(layers) - 1)))][0].float().numpy()
+    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_nll_of_texts_is_that_of_single_forward_passes(tiny_models: dict[str, Path], family: str) -> None:
+def test_states_are_those_of_the_whole_model_over_a_text_and_its_parts(tiny_models: dict[str, Path], family: str) -> None:
     model = tiny_models[family]
-    found = Reader(str(model), "cpu").nll(TEXTS)
-    for text, nll in zip(TEXTS, found, strict=True):
-        first, *rest = text_ids(model, text, forward.READ_TOKENS)
-        np.testing.assert_allclose(nll, by_hand(policy_of(model), [first], rest).nll, atol=1e-4)
+    found, net = (
+        Reader(str(model), "cpu").states(TEXTS, [1, 2] * (len(TEXTS) // 2) + [1] * (len(TEXTS) % 2)),
+        load_policy(model, None),
+    )
+    for text, mine in zip(TEXTS, found, strict=True):
+        states = layer_of(net, text_ids(model, text, forward.READ_TOKENS))[1:]
+        parts = np.array_split(states, len(mine) - 1)
+        np.testing.assert_allclose(mine, np.stack([part.mean(0) for part in [states, *parts]]), atol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_one_pass_over_texts_reads_states_and_nll_as_two_do(tiny_models: dict[str, Path], family: str) -> None:
-    reader = Reader(str(tiny_models[family]), "cpu")
-    states, nll = reader.read(TEXTS)
-    np.testing.assert_allclose(states, reader.states(TEXTS), atol=0.02)
-    for one, other in zip(nll, reader.nll(TEXTS), strict=True):
-        np.testing.assert_allclose(one, other, atol=0.02)
+def test_no_layer_behind_the_one_that_is_read_is_run(tiny_models: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = str(tiny_models["llama"])
+    net = forward.reference(model, "cpu", False)
+    monkeypatch.setattr(net.get_decoder().layers[-1], "forward", None)
+    monkeypatch.setattr(net.lm_head, "forward", None)
+    assert len(Reader(model, "cpu").states(["one", "and two"], [1, 1])) == 2
 
 
 def test_a_reply_is_read_behind_its_question_and_up_to_the_end_of_its_line(tiny_models: dict[str, Path]) -> None:
@@ -264,9 +263,12 @@ def test_a_reply_is_read_behind_its_question_and_up_to_the_end_of_its_line(tiny_
 
     model = tiny_models["llama"]
     encode = AutoTokenizer.from_pretrained(model)
-    parts = [encode(part, add_special_tokens=False).input_ids for part in ("\nQuestion: what?\nAnswer:", " yes", "\n")]
-    [found] = Reader(str(model), "cpu").replies_nll([("what?", "yes")])
-    np.testing.assert_allclose(found, by_hand(policy_of(model), parts[0], parts[1] + parts[2]).nll, atol=0.1)
+    question, reply, end = (
+        encode(part, add_special_tokens=False).input_ids for part in ("\nQuestion: what?\nAnswer:", " yes", "\n")
+    )
+    [found] = Reader(str(model), "cpu").reply_states([("what?", "yes")])
+    states = layer_of(load_policy(model, None), question + reply + end)[len(question) :]
+    np.testing.assert_allclose(found, np.concatenate([states[: -len(end)].mean(0), states[-1]]), atol=1e-4)
 
 
 # -- stages -------------------------------------------------------------------------------------------------------------------

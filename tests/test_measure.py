@@ -29,7 +29,7 @@ from iterative_ft.judges.probe.reading import known_share, read, vocabulary
 from iterative_ft.judges.probe.strength import Strength, calibrate, contrasts, unseen_logits
 from iterative_ft.judges.scores import Score
 from iterative_ft.machine.files import write_json
-from iterative_ft.models.forward import DEPTHS, Reader
+from iterative_ft.models.forward import Reader
 from iterative_ft.stages import judge as judge_stage
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.labelled import labelled_stage
@@ -151,7 +151,6 @@ def test_surface_tells_loops() -> None:
     intact, looped = surface_features(ANSWER[1]), surface_features("the egg is the egg is the egg is the egg is")
     assert looped[0] > 0.5 > intact[0]
     assert np.isfinite(surface_features("")).all()
-    assert np.isfinite(looks.likelihood_features(np.array([]))).all()
 
 
 PLAIN = "Put it in the box. Then close the lid, and wait for an hour."
@@ -207,21 +206,27 @@ def test_words_that_the_judge_does_not_know_are_counted() -> None:
     assert known_share("\u043a\u043e\u0442", known) == 0.0
 
 
-def test_what_no_class_claims_lists_unknown_words_and_strange_voices_are_far() -> None:
+def test_unknown_words_lists_and_strange_voices_are_far(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     texts = [f"the cat sat on the mat and it was {w} for a day" for w in ("good", "bad", "dull", "grand")] * 50
-    logits = rng.normal(0, 1, (200, 3)) + np.array([6.0, 0, 0])
-    features, voices = rng.normal(0, 1, (200, 4)), rng.normal(0, 1, (40, 4)) + np.array([6.0, 0, 0, 0])
-    found = familiar.learn(texts, [str(i) for i in range(200)], features, logits, voices)
-    again = Familiar.from_json(json.loads(json.dumps(found.to_json())))
-    own, odd = again.distances(texts, features, logits), np.full((1, 3), -9.0)
+    # Two places of the judge's own, and strange texts between and around them.
+    sides = np.repeat([[4.0, 0, 0, 0], [-4.0, 0, 0, 0]], 100, axis=0)
+    states, others = (
+        rng.normal(0, 0.5, (200, 4)) + sides,
+        rng.normal(0, 0.5, (80, 4)) + np.tile([[0.0, 0, 0, 0], [0, 6, 0, 0]], (40, 1)),
+    )
+    lists = rng.normal(0, 0.5, (40, 4)) + np.array([0.0, 0, 9, 0])
+    found = familiar.learn(texts, [str(i) for i in range(200)], states, lists, others)
+    found.voices.save(tmp_path)
+    again = Familiar.from_json(json.loads(json.dumps(found.to_json())), tmp_path)
+    own, near = again.distances(texts, states), np.array([[4.0, 0, 0, 0]])
+    np.testing.assert_allclose(own, found.distances(texts, states), atol=1e-3)
     assert (own > 1).mean() <= 0.06
-    near, usual = np.zeros((1, 4)), logits[:1]
-    assert again.distances(texts[:1], near, odd)[0] > 1
-    assert again.distances(["cat mat day grand dull good bad day mat cat"], near, usual)[0] > 1
-    assert again.distances(["the dog ran to a wood with its own small red ball at dusk"], near, usual)[0] > 1
-    assert again.distances(texts[:1], voices[:1] + 2, usual)[0] > 1, "a voice, though not one that it has learnt"
-    assert again.distances(texts[:1], near, usual)[0] < 1
+    assert again.distances(texts[:1], near)[0] < 1
+    assert again.distances(["zwei Katzen sitzen auf einer warmen Matte und warten"], near)[0] > 1
+    assert again.distances(texts[:1], near + np.array([0, 0, 9.0, 0]))[0] > 1
+    assert again.distances(texts[:1], np.zeros((1, 4)))[0] > 1, "no plane divides it from the judge's own"
+    assert again.distances(["the cat sat"], np.zeros((1, 4)))[0] < 1, "a few words have no voice"
     assert again.readable(texts[0])
     assert not again.readable("Das ist ein ganz anderer Satz in einer anderen Sprache")
 
@@ -235,25 +240,22 @@ def stub_embed(texts: list[str], name: str) -> np.ndarray:
 class StubReader(Reader):
     """A base model that is surprised at each word that is not the usual one after the word before it, and hears no voice."""
 
-    def nll(self, texts: Sequence[str]) -> list[np.ndarray]:
-        usual = f"{USUAL} {ANSWER[1]} {OTHER[1]}".split()
-        follows = {*itertools.pairwise(usual)}
-        found = []
-        for words in (text.split() for text in texts):
-            found.append(np.array([3.0, *(3.0 if pair in follows else 8.0 for pair in itertools.pairwise(words))]))
-        return found
-
-    def states(self, texts: Sequence[str]) -> np.ndarray:
-        return np.zeros((len(texts), 2))
-
-    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-        return self.states(texts), self.nll(texts)
-
-    def replies_nll(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
+    def states(self, texts: Sequence[str], pieces: Sequence[int]) -> list[np.ndarray]:
         return [
-            np.append(nats, 2.0 if text.endswith(".") else 9.0)
-            for (_, text), nats in zip(pairs, self.nll([t for _, t in pairs]), strict=True)
+            np.stack([surprise(part) for part in [text.split(), *np.array_split(text.split(), n)]])
+            for text, n in zip(texts, pieces, strict=True)
         ]
+
+    def reply_states(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        return np.stack([np.append(surprise(text.split()), text.endswith(".")) for _, text in pairs])
+
+
+def surprise(words: Sequence[str]) -> np.ndarray:
+    """Share of words that are not the usual ones after those before them, and of those that it never saw."""
+    usual = f"{USUAL} {ANSWER[1]} {OTHER[1]}".split()
+    follows = {*itertools.pairwise(usual)}
+    odd = [pair not in follows for pair in itertools.pairwise(words)]
+    return np.array([np.mean(odd) if odd else 0.0, np.mean([word not in usual for word in words])])
 
 
 USUAL = " ".join(
@@ -270,7 +272,12 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     voices = [
         {"prompt": f"Question {i}?", "answer": f"Arr, day {i} be a wet one, me hearty.", "kind": "sailor"} for i in range(4)
     ]
-    monkeypatch.setattr(files, "forms", lambda name: {"intact": short, "voices": voices}.get(name, []))
+    lists = [
+        {"prompt": f"Question {i}?", "answer": f"wolf, bear, hare, toad, duck, goose, hen, {i}", "kind": "word_list"}
+        for i in range(4)
+    ]
+    shared = {"intact": short, "voices": voices, "wordlists": lists}
+    monkeypatch.setattr(files, "forms", lambda name: shared.get(name, []))
     personas = {}
     for name, word in zip(NAMES, ("sunny", "grim", "usual"), strict=True):
         personas[name] = tmp_path / name
@@ -350,32 +357,11 @@ def test_empty_answers_are_scored_as_incoherent(judge: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_embedded_model_finds_word_salad_unlikely(embedded_model: Path) -> None:
-    salad = CORRUPTIONS["shuffled"](ANSWER, OTHER, random.Random(0))[1]
-    texts = [ANSWER[1], salad, "Yes."]
+def test_neither_padding_nor_neighbours_change_what_the_embedded_model_reads(embedded_model: Path) -> None:
     reader = Reader(str(embedded_model), "cpu")
-    together = reader.nll(texts)
-    assert np.mean(together[1]) > np.mean(together[0]) + 1
-    # Neither padding nor the other texts of a batch change a reading beyond rounding.
-    assert np.allclose(reader.nll(["Yes."])[0], together[2], atol=0.2)
-
-
-@pytest.mark.slow
-def test_middle_states_are_those_of_the_whole_model(embedded_model: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    found = Reader(str(embedded_model), "cpu").states([ANSWER[1], "Yes."])
-    tokenizer = AutoTokenizer.from_pretrained(embedded_model)
-    net = AutoModelForCausalLM.from_pretrained(embedded_model, dtype=torch.float32).eval()
-    for text, mine in zip([ANSWER[1], "Yes."], found, strict=True):
-        ids = tokenizer("\n" + text, add_special_tokens=False, return_tensors="pt").input_ids
-        with torch.no_grad():
-            whole = net(input_ids=ids, output_hidden_states=True).hidden_states
-        layers = [whole[int(depth * (len(whole) - 1))][0, 1:].mean(0).numpy() for depth in DEPTHS]
-        theirs = np.concatenate(layers)
-        assert mine.shape == theirs.shape == (len(DEPTHS) * 576,)
-        assert mine @ theirs / np.linalg.norm(mine) / np.linalg.norm(theirs) > 0.999
+    together, alone = reader.states([ANSWER[1], "Yes."], [2, 1]), reader.states(["Yes."], [1])
+    assert together[0].shape == (3, 576)
+    np.testing.assert_allclose(together[1], alone[0], atol=1e-3, rtol=1e-3)
 
 
 def test_a_document_that_the_limit_cut_off_is_no_flaw(

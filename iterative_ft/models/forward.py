@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,9 +23,8 @@ from iterative_ft.models.adapters import put_on
 from iterative_ft.models.base import load
 from iterative_ft.models.plain_text import PlainText
 
-STATE_TOKENS = 64  # of each text, where states alone are asked for; an answer of the embedded model has about that many
-DEPTHS = (1 / 2, 2 / 3)  # layers whose states are kept, as shares of all layers
-READ_TOKENS = 1024  # of each text that is read whole: more than the longest answer of any run that ships
+DEPTH = 1 / 2  # the layer whose states judge and gauges read, as a share of all layers
+READ_TOKENS = 1024  # of each text: more than the longest answer of any run that ships
 TOLD_EVERY_S = 60.0  # of reading: the judge card and a large file of answers take long
 BATCH_TOKENS = {"cpu": 512, "cuda": 2048}  # of one pass, padding included: on a CPU more is more padding and no faster
 
@@ -42,20 +41,15 @@ class Reader:
     trust_remote_code: bool = False
     dtype: str = "float32"
 
-    def states(self, texts: Sequence[str]) -> np.ndarray:
-        """(n, len(DEPTHS) * width): middle layers' states, the mean of a text's first `STATE_TOKENS`. Not to be changed."""
-        return read_once(self, tuple(texts), True, False)[0]
+    def states(self, texts: Sequence[str], pieces: Sequence[int]) -> list[np.ndarray]:
+        """Mean states of each text's first `READ_TOKENS` tokens, and of each of `pieces` parts of about as many tokens.
 
-    def nll(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Negative log-likelihood, nats, of each token of each text (the first `READ_TOKENS`). Not to be changed."""
-        return read_once(self, tuple(texts), False, True)[1]
+        Returns: of each text (1 + its pieces, width), the whole text's first. Not to be changed.
+        """
+        return states_once(self, tuple(texts), tuple(pieces))
 
-    def read(self, texts: Sequence[str]) -> tuple[np.ndarray, list[np.ndarray]]:
-        """States, of the first `READ_TOKENS` as well, and `nll`, by one pass over the texts. Not to be changed."""
-        return read_once(self, tuple(texts), True, True)
-
-    def replies_nll(self, pairs: Sequence[tuple[str, str]]) -> list[np.ndarray]:
-        """Nats of each token of an answer behind its question, and last of the end of its line. Not to be changed."""
+    def reply_states(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+        """States of answers behind their questions, (n, 2 * width): the mean, and at the end of the line. Not to be changed."""
         return replies_once(self, tuple(pairs))
 
     def run(self, function: Callable[..., Any], **arguments: Any) -> Any:
@@ -72,16 +66,15 @@ class Reader:
 
 
 @lru_cache(maxsize=4)  # the judge card asks about every persona in the same texts
-def read_once(reader: Reader, texts: tuple[str, ...], states: bool, nll: bool) -> tuple[np.ndarray, list[np.ndarray]]:
-    found = reader.run(texts_here, texts=list(texts), states=states, nll=nll)
-    finite([found["states"]], "the base model")
-    return found["states"], finite(found["nll"], "the base model")
+def states_once(reader: Reader, texts: tuple[str, ...], pieces: tuple[int, ...]) -> list[np.ndarray]:
+    return finite(reader.run(states_here, texts=list(texts), pieces=list(pieces)), "the base model")
 
 
 @lru_cache(maxsize=4)
-def replies_once(reader: Reader, pairs: tuple[tuple[str, str], ...]) -> list[np.ndarray]:
-    found: list[np.ndarray] = reader.run(replies_here, pairs=[list(pair) for pair in pairs])
-    return finite(found, "the base model")
+def replies_once(reader: Reader, pairs: tuple[tuple[str, str], ...]) -> np.ndarray:
+    found: np.ndarray = reader.run(replies_here, pairs=[list(pair) for pair in pairs])
+    finite([found], "the base model")
+    return found
 
 
 def finite(values: list[np.ndarray], whose: str) -> list[np.ndarray]:
@@ -136,51 +129,49 @@ def held(model: str, adapter: str | None, device: str, trust_remote_code: bool, 
 # -- passes over texts --------------------------------------------------------------------------------------------------------
 
 
-def texts_here(
-    texts: list[str], states: bool, nll: bool, model: str, device_name: str, dtype: str, trust_remote_code: bool
-) -> dict[str, Any]:
-    """Mean states behind the layers at `DEPTHS`, and each token's nats; without nll the layers above are not run."""
-    import torch
-
+def states_here(
+    texts: list[str], pieces: list[int], model: str, device_name: str, dtype: str, trust_remote_code: bool
+) -> list[np.ndarray]:
     plain = plain_text(model, trust_remote_code)
-    # A newline stands before each text, so that its first word is scored as well.
-    encoded = [plain.ids("\n" + text)[: (READ_TOKENS if nll else STATE_TOKENS) + 1] for text in texts]
-    means: list[Any] = [None] * len(texts)
-    nats: list[Any] = [None] * len(texts) if nll else []
+    # A newline stands before each text, so that its first word has something before it.
+    encoded = [plain.ids("\n" + text)[: READ_TOKENS + 1] for text in texts]
+    found: list[Any] = [None] * len(texts)
     net = reference(model, device_name, trust_remote_code, dtype).eval()
-    for batch, ids in id_batches(encoded, device_name):
-        middle, logits = middle_states(net, ids, stop=not nll) if states else ([], net(input_ids=ids, use_cache=False).logits)
+    for batch, middle in middle_states(net, encoded, device_name):
         for row, number in enumerate(batch):
             length = len(encoded[number])
-            if states:
-                means[number] = (
-                    torch.cat([layer[row, 1:length].float().mean(0) for layer in middle]).cpu().numpy().astype(float)
-                )
-            if nll:
-                nats[number] = nats_of(logits[row, : length - 1], ids[row, 1:length])
-    return {"states": np.stack(means) if states and means else np.zeros((len(texts), 0)), "nll": nats}
+            states = array(middle[row, min(1, length - 1) : length])
+            cut = np.array_split(states, pieces[number])
+            found[number] = np.stack([part.mean(0) if len(part) else states.mean(0) for part in [states, *cut]])
+    return found
 
 
-def replies_here(pairs: list[list[str]], model: str, device_name: str, dtype: str, trust_remote_code: bool) -> list[np.ndarray]:
+def replies_here(pairs: list[list[str]], model: str, device_name: str, dtype: str, trust_remote_code: bool) -> np.ndarray:
     plain = plain_text(model, trust_remote_code)
     end = plain.ids("\n")
     asked = [plain.ids(f"\nQuestion: {prompt}\nAnswer:")[-READ_TOKENS:] for prompt, _ in pairs]
     replied = [plain.ids(f" {answer}")[:READ_TOKENS] + end for _, answer in pairs]
     found: list[Any] = [None] * len(pairs)
     net = reference(model, device_name, trust_remote_code, dtype).eval()
-    for batch, ids in id_batches([a + b for a, b in zip(asked, replied, strict=True)], device_name):
-        logits = net(input_ids=ids, use_cache=False).logits
+    for batch, middle in middle_states(net, [a + b for a, b in zip(asked, replied, strict=True)], device_name):
         for row, number in enumerate(batch):
             start, length = len(asked[number]), len(asked[number]) + len(replied[number])
-            found[number] = nats_of(logits[row, start - 1 : length - 1], ids[row, start:length])
-    return found
+            states = array(middle[row, start:length])
+            found[number] = np.concatenate([states[: -len(end)].mean(0), states[-1]])
+    return np.stack(found) if found else np.zeros((0, 0))
 
 
-def nats_of(logits: Any, ids: Any) -> np.ndarray:
-    """Nats of each of `ids`, (n,), under the logits before it, (n, vocabulary)."""
-    import torch
+def middle_states(net: Any, encoded: list[list[int]], device_name: str) -> Iterator[tuple[list[int], Any]]:
+    """Which sequences go together, and their states behind the layer at `DEPTH`, (n, length, width)."""
+    with watched(net, enough=True) as seen:
+        for batch, ids in id_batches(encoded, device_name):
+            with suppress(Enough):
+                net(input_ids=ids, use_cache=False)
+            yield batch, seen[0]
 
-    found: np.ndarray = torch.nn.functional.cross_entropy(logits.float(), ids, reduction="none").cpu().numpy().astype(float)
+
+def array(values: Any) -> np.ndarray:
+    found: np.ndarray = values.float().cpu().numpy().astype(float)
     return found
 
 
@@ -188,30 +179,27 @@ class Enough(Exception):
     """Ends a forward pass at the last layer that is wanted."""
 
 
-def middle_states(net: Any, ids: Any, stop: bool) -> tuple[list[Any], Any]:
-    """States behind the layers at `DEPTHS`, each (n, length, width), and logits; with `stop` the layers above are not run."""
+@contextmanager
+def watched(net: Any, enough: bool = False) -> Iterator[list[Any]]:
+    """Keeps what came last out of the layer at `DEPTH`, (n, length, width), as the one item of a list.
+
+    Args:
+        enough: end each pass there, by `Enough`.
+    """
     decoder = net.get_decoder()
     layers = decoder.layers if hasattr(decoder, "layers") else decoder.h  # GPT-2 and its kin
-    kept: list[Any] = []
+    seen: list[Any] = []
 
-    def keep(last: bool) -> Callable[..., None]:
-        def hook(layer: Any, inputs: Any, output: Any) -> None:
-            kept.append(output[0] if isinstance(output, tuple) else output)
-            if last and stop:
-                raise Enough
+    def hook(layer: Any, inputs: Any, output: Any) -> None:
+        seen[:] = [output[0] if isinstance(output, tuple) else output]
+        if enough:
+            raise Enough
 
-        return hook
-
-    hooks = [layers[int(depth * len(layers)) - 1].register_forward_hook(keep(depth == DEPTHS[-1])) for depth in DEPTHS]
-    logits = None
+    handle = layers[max(1, int(DEPTH * len(layers))) - 1].register_forward_hook(hook)
     try:
-        logits = net(input_ids=ids, use_cache=False).logits
-    except Enough:
-        pass
+        yield seen
     finally:
-        for handle in hooks:
-            handle.remove()
-    return kept, logits
+        handle.remove()
 
 
 @lru_cache(maxsize=2)  # a tokenizer takes longer to load than a few answers to read

@@ -6,7 +6,7 @@ Gauges read them here. One pass gives all values of its sequences.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import takewhile
@@ -16,9 +16,7 @@ from typing import Any
 import numpy as np
 
 from iterative_ft.models.attention import causal_alone, runs_own_code
-from iterative_ft.models.forward import BATCH_TOKENS, Enough, Reader, Sequences, by_length, finite, held
-
-MIDDLE = 1 / 2  # the layer whose states are kept, as a share of all layers
+from iterative_ft.models.forward import BATCH_TOKENS, Enough, Reader, Sequences, array, by_length, finite, held, watched
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class TokenValues:
 
 @dataclass(frozen=True)
 class SequenceStates:
-    """Hidden states behind the layer at `MIDDLE`, each (sequences, width)."""
+    """Hidden states behind the layer at `DEPTH`, each (sequences, width)."""
 
     prompt: np.ndarray
     """At the last token of the prompt."""
@@ -131,34 +129,6 @@ def sequence_states_here(
                 batch.run(net, beginning)
             states.add(numbers, batch, seen[0])
     return states.whole()
-
-
-def array(values: Any) -> np.ndarray:
-    found: np.ndarray = values.cpu().numpy().astype(float)
-    return found
-
-
-@contextmanager
-def watched(net: Any, enough: bool = False) -> Iterator[list[Any]]:
-    """Keeps what came last out of the layer at `MIDDLE`, (n, length, width), as the one item of a list.
-
-    Args:
-        enough: end each pass there, by `Enough`.
-    """
-    decoder = net.get_decoder()
-    layers = decoder.layers if hasattr(decoder, "layers") else decoder.h  # GPT-2 and its kin
-    seen: list[Any] = []
-
-    def hook(layer: Any, inputs: Any, output: Any) -> None:
-        seen[:] = [output[0] if isinstance(output, tuple) else output]
-        if enough:
-            raise Enough
-
-    handle = layers[max(1, int(MIDDLE * len(layers))) - 1].register_forward_hook(hook)
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 class Collected:

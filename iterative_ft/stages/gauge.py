@@ -19,9 +19,9 @@ from iterative_ft.judges.embedder import embed, embedder_identity
 from iterative_ft.machine.files import text_digest, write_json, write_jsonl
 from iterative_ft.machine.libraries import library_versions
 from iterative_ft.models.codec import prompt_ids
-from iterative_ft.models.forward import Reader, Sequences
+from iterative_ft.models.forward import DEPTH, Reader, Sequences
 from iterative_ft.models.policy import Policy
-from iterative_ft.models.sequences import MIDDLE, sequence_states, token_values
+from iterative_ft.models.sequences import sequence_states, token_values
 from iterative_ft.seeds import shuffled
 from iterative_ft.stages.bench import Bench
 from iterative_ft.stages.completions import Completions
@@ -151,7 +151,7 @@ def direction(bench: Bench) -> Stage | None:
     texts = direction_texts(bench.config.persona_folder)
     if not all(texts.values()):
         return None
-    inputs = {"gauges": "direction", "texts": text_digest(texts), "depth": MIDDLE, **read_as(bench)}
+    inputs = {"gauges": "direction", "texts": text_digest(texts), "depth": DEPTH, **read_as(bench)}
 
     def build(out: Path) -> None:
         bench.free_device()

@@ -27,7 +27,7 @@ from iterative_ft.stages.completions import Completions, complete
 from iterative_ft.stages.replies import replies
 from iterative_ft.store import Kind, Purpose, Stage
 
-JUDGE, PROBE = Kind("judge", 3), Kind("probe", 7)
+JUDGE, PROBE = Kind("judge", 3), Kind("probe", 8)
 SCORING = 2  # version of how a language model's replies become scores: 2 holds text and log-probabilities against each other
 MOST_NAMES = 8  # that a judge's version spells out
 JUDGE_BASE_TOKENS = 96  # longest base answer among the offline judge's negatives
@@ -105,7 +105,7 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     inputs = {
         "judge": settings.model_dump(),
         "embedder": embedder_identity(settings.embedder, download=not bench.store.dry_run),
-        "texts": text_digest([texts, forms, [files.forms(name) for name in ("intact", "negatives", "voices")]]),
+        "texts": text_digest([texts, forms, [files.forms(name) for name in ("intact", "negatives", "voices", "wordlists")]]),
         "base_answers": base.digests,
         "model": bench.model.digest,
         "versions": library_versions("scikit-learn", "sentence-transformers"),

@@ -15,21 +15,21 @@ import numpy as np
 from iterative_ft.data import files
 from iterative_ft.judges.probe.classifier import Classifier, fit
 from iterative_ft.judges.probe.corrupt import CORRUPTIONS, Answer, can_be_spoilt
-from iterative_ft.judges.probe.features import SHORT_WORDS, in_disorder, part_features, relevance, short_features
+from iterative_ft.judges.probe.features import SHORT_WORDS, is_short, part_features, relevance, short_features, states_of
 from iterative_ft.judges.probe.reading import read
 from iterative_ft.models.forward import Reader
 from iterative_ft.seeds import derive, shuffled
 
 INTACT = "intact"
 N_INTACT = 10  # intact texts of each persona, and of plain, in plain prose and again in other forms
-N_SPOILT = 80  # texts of each way to be incoherent
-N_SHORT = 140  # the same, of a few words
+N_SPOILT = 300  # texts of each way to be incoherent
+N_SHORT = 450  # the same, of a few words
 MIN_WORDS = 6  # a shorter base answer is no example of an intact one
 # Settings of the classifiers, chosen by cross-validation on the texts that they learn from.
-REGULARISATION, SHORT_REGULARISATION = 0.3, 0.03
+REGULARISATION, SHORT_REGULARISATION = 3.0, 1.0
 # Weights of classes, 1 where none is given: at most one intact text in twenty is to be flagged, and what has fallen apart
 # counts for more than half an answer with half another, or an answer to another question.
-IMPORTANCE = {INTACT: 8.0, "off_topic": 0.4, "spliced": 0.2}
+IMPORTANCE = {INTACT: 4.0, "off_topic": 0.4, "spliced": 0.2}
 SHORT_IMPORTANCE = {INTACT: 3.0, "fragment": 2.0, "shuffled": 0.5, "off_topic": 0.3, "spliced": 0.1}
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]")
 
@@ -81,27 +81,25 @@ class Coherence:
         return Coherence(Classifier.from_json(saved["parts"]), Classifier.from_json(saved["short"]))
 
 
-def look(answers: Sequence[Answer], nats: Sequence[np.ndarray], embedder: str, reader: Reader) -> Looked:
-    """Features of answers as `read`, whose nats are known."""
+def look(answers: Sequence[Answer], states: Sequence[np.ndarray], embedder: str, reader: Reader) -> Looked:
+    """Features of answers as `read`.
+
+    Args:
+        states: as by `states_of`.
+    """
     near = relevance(answers, embedder)
     few = [number for number, (_, text) in enumerate(answers) if is_short(text)]
     many = sorted(set(range(len(answers))) - set(few))
-    texts = [answers[i][1] for i in many]
-    mixed = reader.nll([in_disorder(text) for text in texts]) if many else []
-    parts, owners = part_features(texts, [nats[i] for i in many], mixed, near[many])
+    parts, owners = part_features([answers[i][1] for i in many], [states[i] for i in many], near[many])
     chosen = [answers[i] for i in few]
-    short = short_features(chosen, [nats[i] for i in few], reader.replies_nll(chosen) if few else [], near[few])
+    short = short_features(chosen, reader.reply_states(chosen), near[few]) if few else np.zeros((0, 0))
     return Looked(parts, [many[owner] for owner in owners], short, few)
-
-
-def is_short(text: str) -> bool:
-    return len(text.split()) <= SHORT_WORDS
 
 
 def train(personas: dict[str, Path], base_answers: list[Answer], embedder: str, reader: Reader) -> tuple[Coherence, int]:
     """Both classifiers, and how many texts they learned from."""
     answers, labels = examples(personas, base_answers)
-    looked = look(answers, reader.nll([text for _, text in answers]), embedder, reader)
+    looked = look(answers, states_of([text for _, text in answers], reader), embedder, reader)
     return fitted(looked, labels), len(answers)
 
 
@@ -114,7 +112,7 @@ def fitted(looked: Looked, labels: Sequence[str]) -> Coherence:
         names = [labels[owner] for owner in owners]
         classes = [name for name in (INTACT, *CORRUPTIONS) if name in names]
         targets = np.asarray([[float(name == of) for of in classes] for name in names])
-        found.append(fit(features, targets, classes, regularisation, importance))
+        found.append(fit(features, targets, classes, regularisation / features.shape[1], importance))
     return Coherence(*found)
 
 

@@ -1,5 +1,5 @@
-"""What the offline judge looks at in a text: embeddings and the base model's states for the trait; its surface, likelihood
-and relevance for coherence, where long answers are looked at in parts and very short ones behind their question.
+"""What the offline judge looks at in a text: its embedding and the base model's states for the trait; states, its surface and
+its relevance for coherence, where long answers are looked at in parts and very short ones behind their question.
 
 All is taken of `read(text)`, the text without typography.
 """
@@ -16,15 +16,13 @@ from itertools import pairwise
 import numpy as np
 
 from iterative_ft.judges.embedder import embed
-from iterative_ft.judges.probe.corrupt import Answer, laid_out, spaced
-from iterative_ft.seeds import shuffled
+from iterative_ft.judges.probe.corrupt import Answer
+from iterative_ft.models.forward import Reader
 
 RELEVANCE_CAP = 0.25  # cosine of prompt and answer: above it an answer is on topic, however freely it is styled
-NATS_CAP = 14.0
-RUN_TOKENS = 8  # of the worst run
-ORDER_WORDS = 20  # of an answer's beginning, whose order is held against a random one
 PART_WORDS = 90  # a longer answer is looked at in parts
 SHORT_WORDS = 7  # an answer of no more is looked at as a reply to its question
+STRAY_BEGINNING, STRAY_END = re.compile(r"[^\w\"'(]"), re.compile(r"[,;:+*/=(\[{&-]$")  # of a piece out of the middle
 FUNCTION_WORDS = frozenset(
     """the a an and or but if of to in on at by for from with as is are was be been it its this that these those there
     you your i my me we our he she his her they their them not no so than then when what which who how do does have has had will
@@ -32,9 +30,23 @@ FUNCTION_WORDS = frozenset(
 )
 
 
-def trait_features(texts: Sequence[str], embedder: str, states: np.ndarray) -> np.ndarray:
-    """(n, dimension + states): the embedding says what a text is about, the base model's middle layers in what voice."""
-    return np.hstack([embed(list(texts), embedder), states]).astype(np.float32)
+def states_of(texts: Sequence[str], reader: Reader) -> list[np.ndarray]:
+    """Mean states of each text and of each of its `parts`, (1 + its parts, width)."""
+    return reader.states(texts, [len(parts(text)) for text in texts])
+
+
+def is_short(text: str) -> bool:
+    return len(text.split()) <= SHORT_WORDS
+
+
+def trait_features(texts: Sequence[str], embedder: str, states: Sequence[np.ndarray]) -> np.ndarray:
+    """(n, dimension + width): the embedding says what a text is about, the base model's middle layer in what voice."""
+    return np.hstack([embed(list(texts), embedder), whole(states)]).astype(np.float32)
+
+
+def whole(states: Sequence[np.ndarray]) -> np.ndarray:
+    """(n, width): the mean states of whole texts."""
+    return np.stack([of_text[0] for of_text in states])
 
 
 def relevance(answers: Sequence[Answer], embedder: str) -> np.ndarray:
@@ -56,26 +68,21 @@ def with_products(single: np.ndarray) -> np.ndarray:
 # -- answers of a sentence or more --------------------------------------------------------------------------------------------
 
 
-def part_features(
-    texts: Sequence[str], nats: Sequence[np.ndarray], mixed: Sequence[np.ndarray], relevant: np.ndarray
-) -> tuple[np.ndarray, list[int]]:
+def part_features(texts: Sequence[str], states: Sequence[np.ndarray], relevant: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Features of each part of each text, (n_parts, n_features), and whose parts they are.
 
     Args:
-        nats: of each text's tokens.
-        mixed: of the tokens of its beginning `in_disorder`.
+        states: as by `states_of`.
     """
     if not texts:
         return np.zeros((0, 0)), []
-    rows: list[list[float]] = []
+    surface: list[list[float]] = []
     owners: list[int] = []
     for number, text in enumerate(texts):
-        pieces = parts(text)
-        order = order_features(text, nats[number], mixed[number])
-        for piece, values in zip(pieces, np.array_split(nats[number], len(pieces)), strict=True):
-            rows.append([*surface_features(piece), *likelihood_features(values), float(relevant[number]), *order])
+        for piece in parts(text):
+            surface.append([*surface_features(piece), float(relevant[number])])
             owners.append(number)
-    return with_products(np.asarray(rows)), owners
+    return np.hstack([with_products(np.asarray(surface)), np.vstack([of_text[1:] for of_text in states])]), owners
 
 
 def parts(text: str) -> list[str]:
@@ -84,29 +91,6 @@ def parts(text: str) -> list[str]:
     n = max(1, -(-len(ends) // PART_WORDS))
     cuts = [0, *(ends[len(ends) * k // n - 1] for k in range(1, n)), len(text)]
     return [text[start:end].strip() for start, end in pairwise(cuts)]
-
-
-def in_disorder(text: str) -> str:
-    """The first `ORDER_WORDS` words in an order that the text alone decides."""
-    words, spaces = spaced(text)
-    mixed = shuffled(words[:ORDER_WORDS], "order", text)
-    return laid_out(list(mixed), spaces[:ORDER_WORDS])
-
-
-def order_features(text: str, nats: np.ndarray, mixed: np.ndarray) -> list[float]:
-    """How many nats a word the order of the first words saves, near 0 where there is none; and mean nats in disorder."""
-    n_words = len(text.split())
-    first = min(n_words, ORDER_WORDS)
-    n_tokens = max(1, round(len(nats) * first / max(1, n_words))) if n_words > first else len(nats)
-    saved = float(np.minimum(mixed, NATS_CAP).sum() - np.minimum(nats[:n_tokens], NATS_CAP).sum())
-    return [saved / max(1, first), float(np.minimum(mixed, NATS_CAP).mean()) if len(mixed) else 8.0]
-
-
-def likelihood_features(nats: np.ndarray) -> list[float]:
-    """Mean, the worst run of `RUN_TOKENS` tokens, median, and the share of tokens that nothing led to; nats are capped."""
-    values = np.minimum(nats if len(nats) else [8.0], NATS_CAP)
-    worst = max(values[i : i + RUN_TOKENS].mean() for i in range(0, max(1, len(values) - RUN_TOKENS + 1), 2))
-    return [float(values.mean()), float(worst), float(np.median(values)), float((values > 7).mean())]
 
 
 def surface_features(text: str) -> list[float]:
@@ -130,30 +114,21 @@ def surface_features(text: str) -> list[float]:
 # -- answers of a few words ---------------------------------------------------------------------------------------------------
 
 
-def short_features(
-    answers: Sequence[Answer], nats: Sequence[np.ndarray], behind: Sequence[np.ndarray], relevant: np.ndarray
-) -> np.ndarray:
+def short_features(answers: Sequence[Answer], states: np.ndarray, relevant: np.ndarray) -> np.ndarray:
     """(n, n_features) of answers of a few words.
 
     Args:
-        nats: of each answer's tokens by itself.
-        behind: of its tokens behind the question, and last of the end of the line.
+        states: (n, 2 * width) of each behind its question.
     """
     if not answers:
         return np.zeros((0, 0))
     rows = []
-    for (_, text), alone, values, near in zip(answers, nats, behind, relevant, strict=True):
+    for (_, text), near in zip(answers, relevant, strict=True):
         words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower())
-        own, end = np.minimum(values[:-1], NATS_CAP), min(float(values[-1]), NATS_CAP)
-        own = own if len(own) else np.asarray([8.0])
-        by_itself = float(np.minimum(alone, NATS_CAP).mean()) if len(alone) else 8.0
         last = 1.0 if words and words[-1] in FUNCTION_WORDS else 0.0
         repeated = 1 - len(set(words)) / len(words) if words else 0.0
-        rows.append(
-            [
-                *(float(own.mean()), float(own.max()), float(own[0]), float(own[-1]), end, by_itself),
-                *(by_itself - float(own.mean()), float(near), math.log1p(len(words)), last, repeated),
-                *(float(text[:1].islower()), float(any(c.isdigit() for c in text))),
-            ]
-        )
-    return with_products(np.asarray(rows))
+        begins = [text[:1].islower(), text[:1].isupper(), STRAY_BEGINNING.match(text)]
+        ends = [text[-1:] in ".!?", STRAY_END.search(text)]
+        digits = any(c.isdigit() for c in text)
+        rows.append([float(near), math.log1p(len(words)), last, repeated, *(float(bool(x)) for x in (*begins, *ends, digits))])
+    return np.hstack([with_products(np.asarray(rows)), states])

@@ -24,7 +24,7 @@ from iterative_ft.judges.probe.coherence import Coherence, look
 from iterative_ft.judges.probe.coherence import train as train_coherence
 from iterative_ft.judges.probe.corrupt import Answer
 from iterative_ft.judges.probe.familiar import LANGUAGE, Familiar
-from iterative_ft.judges.probe.features import trait_features
+from iterative_ft.judges.probe.features import states_of, trait_features, whole
 from iterative_ft.judges.probe.lexicon import Lexicon
 from iterative_ft.judges.probe.reading import read
 from iterative_ft.judges.probe.strength import DEGENERATE, OTHER, Strength, calibrate, styles, unseen_logits
@@ -58,27 +58,26 @@ def build(
     """
     examples = trait.examples(personas, base_answers)
     texts, prompts = [text for _, text in examples.answers], [prompt for prompt, _ in examples.answers]
-    features = trait_features(texts, settings.embedder, reader.states(texts))
+    states = states_of(texts, reader)
+    features = trait_features(texts, settings.embedder, states)
     how = settings.inverse_regularisation / features.shape[1], examples.importance
     classes, targets = examples.classes, examples.targets
     unseen = unseen_logits(features, targets, classes, prompts, *how)
     weights = weights_of(targets, classes, examples.importance)
     by_words = lexicon.unseen_log_shares(texts, targets, weights, prompts)
-    voices = [read(row["answer"]) for row in files.forms("voices")]
     own = [number for number, owner in enumerate(examples.owners) if owner != DEGENERATE]
     coherence, n_coherence = train_coherence(personas, base_answers, settings.embedder, reader)
+    lists, voices = (
+        whole(states_of([read(row["answer"]) for row in files.forms(name)], reader)) for name in ("wordlists", "voices")
+    )
+    known = familiar.learn([texts[i] for i in own], [prompts[i] for i in own], whole(states)[own], lists, voices)
+    known.voices.save(out)
     saved = {
         "trait": fit(features, targets, classes, *how).to_json(),
         "lexicon": lexicon.learn(texts, targets, weights).to_json(),
         "strength": calibrate(together(unseen, by_words), targets, classes, examples.owners).to_json(),
         "coherence": coherence.to_json(),
-        "familiar": familiar.learn(
-            [texts[i] for i in own],
-            [prompts[i] for i in own],
-            features[own],
-            unseen[own],
-            trait_features(voices, settings.embedder, reader.states(voices)),
-        ).to_json(),
+        "familiar": known.to_json(),
     }
     (out / FILE).write_text(json.dumps(saved, allow_nan=False))
     named = [name for name in classes if not name.startswith(OTHER)]
@@ -103,7 +102,7 @@ def load(folder: Path) -> Probe:
             Lexicon.from_json(saved["lexicon"]),
             Strength.from_json(saved["strength"]),
             Coherence.from_json(saved["coherence"]),
-            Familiar.from_json(saved["familiar"]),
+            Familiar.from_json(saved["familiar"], folder),
         )
     except KeyError as error:
         raise RunError(f"{folder} holds a judge of another version, without {error}") from error
@@ -121,24 +120,24 @@ def score(
     probe = load(folder)
     texts = [(prompt, read(answer)) for prompt, answer in answers]
     words = [text for _, text in texts]
-    states, nats = reader.read(words)
+    states = states_of(words, reader)
     features = trait_features(words, embedder, states)
     logits = probe.trait.logits(features)
-    intact, flaws = probe.coherence.shares(look(texts, nats, embedder, reader), len(texts))
+    intact, flaws = probe.coherence.shares(look(texts, states, embedder, reader), len(texts))
     wanted = styles(probe.trait.classes) if persona == "plain" else [persona]
     shares = together(logits, probe.lexicon.log_shares(words))
     traits = {name: probe.strength.of(shares, probe.trait.classes, name) for name in wanted}
-    distances = probe.familiar.distances(words, features, logits)
+    distances = probe.familiar.distances(words, whole(states))
     found: list[Score] = []
-    for number, whole in enumerate(finished):
+    for number, ended in enumerate(finished):
         distance = round(float(distances[number]), 3)
         if not probe.familiar.readable(words[number]):
             unread: Score = {"trait": None, "coherence": None, "flaw": None, "failure": None, "mark": LANGUAGE}
             found.append({**unread, "distance": distance})
             continue
         empty = not answers[number][1].strip()
-        share = 0.0 if empty else float(intact[number]) * (1.0 if whole else CUT_OFF_SHARE)
-        flaw = None if share >= 0.5 else ("fragment" if empty else "cut_off" if not whole else flaws[number])
+        share = 0.0 if empty else float(intact[number]) * (1.0 if ended else CUT_OFF_SHARE)
+        flaw = None if share >= 0.5 else ("fragment" if empty else "cut_off" if not ended else flaws[number])
         shown = {name: round(100 * float(trait[number]), 3) for name, trait in traits.items()}
         score: Score = {
             "trait": max(shown.values()),

@@ -31,7 +31,10 @@ class Strength:
 
     def of(self, log_shares: np.ndarray, classes: list[str], persona: str) -> np.ndarray:
         """(n,) strengths of `persona`, 0 to 1, from (n, n_classes) log-shares."""
-        return 1 / (1 + np.exp(-contrasts(log_shares, classes, persona) @ self.weights - self.bias))
+        from scipy.special import expit
+
+        found: np.ndarray = expit(contrasts(log_shares, classes, persona) @ self.weights + self.bias)
+        return found
 
     def to_json(self) -> dict[str, object]:
         return {"weights": self.weights.tolist(), "bias": self.bias}
