@@ -3,7 +3,7 @@ states, kept as plain numbers.
 
 The judge's own texts lie in many separate places, which no plane divides from texts in other voices: by cross-validation over
 hands and voices a linear map saw 60 % of unknown voices where this one sees 83 %, at one in twenty of the judge's own. A text
-that is far from all that it learnt from has the bias alone, and is not strange to it: unknown words and lists are told otherwise.
+that is far from all that it learnt from has the bias alone and is not strange to it; unknown words and lists are told apart.
 """
 
 from __future__ import annotations
