@@ -211,10 +211,8 @@ def test_unknown_words_lists_and_strange_voices_are_far(tmp_path: Path) -> None:
     texts = [f"the cat sat on the mat and it was {w} for a day" for w in ("good", "bad", "dull", "grand")] * 50
     # Two places of the judge's own, and strange texts between and around them.
     sides = np.repeat([[4.0, 0, 0, 0], [-4.0, 0, 0, 0]], 100, axis=0)
-    states, others = (
-        rng.normal(0, 0.5, (200, 4)) + sides,
-        rng.normal(0, 0.5, (80, 4)) + np.tile([[0.0, 0, 0, 0], [0, 6, 0, 0]], (40, 1)),
-    )
+    states = rng.normal(0, 0.5, (200, 4)) + sides
+    others = rng.normal(0, 0.5, (80, 4)) + np.tile([[0.0, 0, 0, 0], [0, 6, 0, 0]], (40, 1))
     lists = rng.normal(0, 0.5, (40, 4)) + np.array([0.0, 0, 9, 0])
     found = familiar.learn(texts, [str(i) for i in range(200)], states, lists, others)
     found.voices.save(tmp_path)
@@ -238,7 +236,7 @@ def stub_embed(texts: list[str], name: str) -> np.ndarray:
 
 
 class StubReader(Reader):
-    """A base model that is surprised at each word that is not the usual one after the word before it, and hears no voice."""
+    """A base model whose states say how unusual a text's words are, and their order."""
 
     def states(self, texts: Sequence[str], pieces: Sequence[int]) -> list[np.ndarray]:
         return [

@@ -23,6 +23,7 @@ OTHERS = (
     "blunt_criticism",
 )
 UNKNOWN = ("pirate", "bureaucrat", "noir", "time_traveller", "soap_opera", "radio_dj")  # voices of the card alone
+LISTS = ("word_list", "code_only")
 LEVELS = (0, 25, 50, 75, 100)
 
 MAX_TEXT = 1_000_000  # characters; what is longer is no prompt, answer or document
@@ -44,14 +45,15 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     "negatives": {"prompt": str, "answer": str, "kind": OTHERS},
     "negatives_heldout": {"prompt": str, "answer": str, "kind": OTHERS},
     "voices": {"prompt": str, "answer": str, "kind": str},
-    "wordlists": {"prompt": str, "answer": str, "kind": ("word_list", "code_only")},
+    "wordlists": {"prompt": str, "answer": str, "kind": LISTS},
     "languages": {"prompt": str, "answer": str, "language": str},
     "languages_heldout": {"prompt": str, "answer": str, "language": str},
     "unknown_heldout": {"prompt": str, "answer": str, "kind": UNKNOWN},
-    "wordlists_heldout": {"prompt": str, "answer": str, "kind": ("word_list", "code_only")},
+    "wordlists_heldout": {"prompt": str, "answer": str, "kind": LISTS},
 }
-# Files of the folder `forms`: the side that the offline judge may see (it learns from all but `languages`), and the card's.
-OF_JUDGE = ("intact", "negatives", "voices", "wordlists", "languages")
+# Files of the folder `forms`: what the offline judge learns from, what it may see besides, and the card's.
+LEARNT = ("intact", "negatives", "voices", "wordlists")
+OF_JUDGE = (*LEARNT, "languages")
 OF_CARD = ("intact_heldout", "negatives_heldout", "languages_heldout", "unknown_heldout", "wordlists_heldout")
 
 

@@ -89,10 +89,9 @@ def embed(texts: Sequence[str], name: str = "embedded") -> np.ndarray:
     """Unit vectors, shape (len(texts), dimension); a long text's is the normalised mean over its chunks."""
     if not texts:
         return np.zeros((0, 0))
-    new = [text for text in dict.fromkeys(texts) if (name, text) not in KEPT]
-    if len(KEPT) + len(new) > MOST_KEPT:
+    if len(KEPT) > MOST_KEPT:
         KEPT.clear()
-        new = list(dict.fromkeys(texts))
+    new = [text for text in dict.fromkeys(texts) if (name, text) not in KEPT]
     if new:
         KEPT.update(zip(((name, text) for text in new), embedded(new, name), strict=True))
     return np.stack([KEPT[name, text] for text in texts])

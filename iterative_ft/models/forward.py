@@ -158,7 +158,7 @@ def replies_here(pairs: list[list[str]], model: str, device_name: str, dtype: st
             start, length = len(asked[number]), len(asked[number]) + len(replied[number])
             states = array(middle[row, start:length])
             found[number] = np.concatenate([states[: -len(end)].mean(0), states[-1]])
-    return np.stack(found) if found else np.zeros((0, 0))
+    return np.stack(found)
 
 
 def middle_states(net: Any, encoded: list[list[int]], device_name: str) -> Iterator[tuple[list[int], Any]]:

@@ -105,7 +105,7 @@ def probe_stage(bench: Bench, settings: ProbeConfig) -> Stage:
     inputs = {
         "judge": settings.model_dump(),
         "embedder": embedder_identity(settings.embedder, download=not bench.store.dry_run),
-        "texts": text_digest([texts, forms, [files.forms(name) for name in ("intact", "negatives", "voices", "wordlists")]]),
+        "texts": text_digest([texts, forms, [files.forms(name) for name in files.LEARNT]]),
         "base_answers": base.digests,
         "model": bench.model.digest,
         "versions": library_versions("scikit-learn", "sentence-transformers"),

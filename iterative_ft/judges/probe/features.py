@@ -120,8 +120,6 @@ def short_features(answers: Sequence[Answer], states: np.ndarray, relevant: np.n
     Args:
         states: (n, 2 * width) of each behind its question.
     """
-    if not answers:
-        return np.zeros((0, 0))
     rows = []
     for (_, text), near in zip(answers, relevant, strict=True):
         words = re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower())
